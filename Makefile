@@ -1,0 +1,35 @@
+# Every target makes .venv on first use and reuses it afterwards.
+PYTHON ?= python3
+SEEDS ?= 1
+BIN := .venv/bin
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.PHONY: demo test docs docs-check lint clean
+
+demo: .venv/.ready
+	$(BIN)/python examples/digits.py --seeds $(SEEDS)
+
+test: .venv/.ready
+	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+# After editing a notebook: the package, the README and clean notebooks.
+docs: .venv/.ready
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > README.md
+
+docs-check: .venv/.ready
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+lint: .venv/.ready
+	$(BIN)/ruff check tests examples setup.py
+
+.venv/.ready: settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

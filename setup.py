@@ -1,0 +1,19 @@
+"Packaging: everything it says about the project is read from `settings.ini`."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup, find_packages
+
+root = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(root/"settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
+    long_description=(root/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
+    author=cfg["author"], keywords=cfg["keywords"], license="Apache-2.0",
+    packages=find_packages(include=["self_supervised*"]),
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+)
