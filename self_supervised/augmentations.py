@@ -17,6 +17,7 @@ class KorniaAug(DisplayedTransform):
     split_idx,order = 0,10
     def __init__(self, *augs): self.augs = augs
     def encodes(self, x:Tensor):
+        if x.ndim != 4: return x                      # labels, where a pipeline serves as `batch_tfms`
         dtype,res = x.dtype,x.as_subclass(torch.Tensor).float()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             for aug in self.augs: res = aug.to(x.device)(res)
@@ -36,6 +37,7 @@ class ToImageBatch(DisplayedTransform):
     "A float image batch in [0,1] that typed transforms such as `Normalize` recognise"
     order = 0
     def encodes(self, x:Tensor):
+        if x.ndim != 4: return x
         if x.dtype == torch.uint8: x = x.float()/255
         return x if isinstance(x, TensorImage) else TensorImage(x)
 
@@ -47,7 +49,7 @@ class ColorAugs(KorniaAug):
     "Jitter and greyscale of RGB images; other channel counts get brightness and contrast alone"
     def __init__(self, rgb:list, other:list): self.augs,self.other = rgb,other
     def encodes(self, x:Tensor):
-        if x.shape[1] == 3: return super().encodes(x)
+        if x.ndim != 4 or x.shape[1] == 3: return super().encodes(x)
         if len(self.augs): _warn_channels(x.shape[1])
         return KorniaAug(*self.other)(x, split_idx=0)
 

@@ -1,0 +1,65 @@
+"Pretrain on real digits with five labels a class and compare: `python examples/digits.py --seeds 3`"
+import os, time
+from fastcore.script import call_parse
+from self_supervised.vision.all import *
+import pandas as pd
+import matplotlib
+matplotlib.use('Agg')
+
+size, view_args = 16, dict(resize_scale=(.4,1.), rotate=True, rotate_deg=15, rotate_p=.5, flip_p=0, bw=False, blur=False, stats=digits_stats)
+
+def new_encoder(): return create_encoder("resnet10t", pretrained=False, n_in=1)
+
+def pixels(dls, unsup):
+    "kNN on raw pixels"
+    data = [tuple(map(torch.stack, zip(*[(x.flatten().float(), tensor(int(y))) for x,y in ds]))) for ds in (dls.train_ds, dls.valid_ds)]
+    (bank,y),(x,t) = data
+    return knn_accuracy(bank[y != unsup], y[y != unsup], x, t)
+
+def supervised(dls, unsup, epochs):
+    "The same encoder and a linear head, trained on augmented labelled images alone; accuracy of its own head"
+    items,norm = [(x,y) for x,y in dls.train_ds if int(y) != unsup],Normalize.from_stats(*digits_stats, cuda=False)
+    trn = TfmdDL(items*4, bs=50, shuffle=True, num_workers=0, after_batch=get_supcon_aug_pipelines(size, **view_args)[0])
+    val = TfmdDL(list(dls.valid_ds), bs=256, num_workers=0, after_batch=[norm])
+    learn = Learner(DataLoaders(trn, val), create_model(new_encoder(), 10, lin_ftrs=[], ps=0.), CrossEntropyLossFlat(), splitter=model_splitter, metrics=accuracy)
+    learn.fit_one_cycle(epochs, 3e-3)
+    return learn.final_record[-1]
+
+def pretrain(dls, unsup, cb, epochs):
+    "Pretrain with the method `cb`; the kNN accuracy after the last epoch"
+    learn = Learner(dls, create_projection_model(new_encoder()), cbs=[cb, CSVLogger('metrics.csv')], metrics=KNN(unsup), path=Path('runs/digits'))
+    learn.fit_one_cycle(epochs, 4e-3)
+    return learn.final_record[-1],learn
+
+def pictures(learn, cb, path):
+    "views.png, embedding.png, losses.png and encoder.safetensors"
+    for name,draw in dict(views=lambda: cb.show(n=6), embedding=lambda: plot_embedding(learn), losses=lambda: learn.recorder.plot_loss(skip_start=0)).items():
+        draw(); plt.savefig(path/f'{name}.png', dpi=100, bbox_inches='tight'); plt.close('all')
+    learn.save_encoder(path/'encoder.safetensors')
+
+@call_parse
+def main(
+    seeds:int=1, # Runs, each with its own split, labels and initialisation
+    n_labels:int=5, # Labelled images a class
+    epochs:int=40, # Epochs of pretraining
+):
+    "Pretrain SimCLR and SupCon on the digits and compare kNN accuracy on the held-out ones"
+    path,rows,start = Path('runs/digits'),[],time.time()
+    path.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        def data(share):
+            set_seed(seed)
+            return digits_dls(n_labels=n_labels, share=share, bs=256, seed=seed, size=size)
+        dls = data(.5); unsup = dls.vocab.o2i['unsup']
+        augs = get_supcon_aug_pipelines(size, **view_args)
+        row = {'raw pixels, kNN': pixels(dls, unsup), 'labels alone': supervised(dls, unsup, epochs)}
+        row['SimCLR, kNN'],_ = pretrain(data(None), unsup, SimCLR(augs, temp=.2), epochs)
+        cb = SupCon(augs, unsup, temp=.1)
+        row['SupCon, kNN'],learn = pretrain(data(.5), unsup, cb, epochs)
+        rows.append(row)
+        if seed == 0: pictures(learn, cb, path)
+    df = pd.DataFrame(rows)
+    df.to_csv(path/'results.csv', index_label='seed')
+    print(f"\nAccuracy on {len(dls.valid_ds)} held-out digits, {n_labels} labels a class, {seeds} seed(s), {os.cpu_count()} cores, {(time.time()-start)/60:.1f} minutes")
+    print(df.T.assign(mean=df.mean(), std=df.std(ddof=0)).round(3).to_string())
+    print(f"\nPictures, metrics and the encoder are in {path}/")
