@@ -111,9 +111,9 @@ def assert_aug_pipelines(aug_pipelines:list, n:int=2) -> list:
         if p.split_idx != 0: raise ValueError(f"aug_pipelines[{i}] has split_idx={p.split_idx}: use Pipeline(..., split_idx=0), or views are not made in validation")
     return aug_pipelines
 
-def get_norm(pipe:Pipeline) -> Normalize|None:
+def get_norm(pipe:Pipeline|None) -> Normalize|None:
     "The `Normalize` of a pipeline, if it has one"
-    return first(L(pipe.fs).filter(risinstance(Normalize)))
+    return first(L(getattr(pipe, 'fs', None)).filter(risinstance(Normalize)))
 
 def decode_views(pipe:Pipeline, x:Tensor) -> Tensor:
     "Views of `pipe` as one would look at them: normalisation undone, in [0,1]"

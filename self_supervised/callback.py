@@ -42,8 +42,7 @@ class SSLCallback(Callback):
 
     def before_fit(self):
         self.check_model(get_model(self.learn.model))
-        dls_norm = L(getattr(self.learn.dls.train, 'after_batch', None)).filter(risinstance(Normalize))
-        if len(dls_norm) and any(get_norm(p) for p in self.aug_pipelines):
+        if get_norm(getattr(self.learn.dls.train, 'after_batch', None)) and any(map(get_norm, self.aug_pipelines)):
             raise ValueError("images are normalised twice: remove Normalize from the DataLoaders' batch_tfms, the views are normalised by aug_pipelines")
 
     def before_train(self): self.swap_loss()
@@ -92,7 +91,7 @@ def learner_norm(learn:Learner) -> Normalize|None:
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
     "Save the model's encoder with `layers.save_encoder`; `stats` default to those of the views"
-    norm = learner_norm(self) or first(L(getattr(self.dls.train, 'after_batch', None)).filter(risinstance(Normalize)))
+    norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
     from self_supervised.layers import save_encoder as save
     return save(get_model(self.model).encoder, path, stats)

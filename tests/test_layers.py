@@ -1,0 +1,82 @@
+"Encoders of every family: flat features of the announced width, forward and backward; and the files."
+import pytest, timm, torch
+from fastai.vision.all import Learner, resnet18, xresnet18
+from self_supervised.layers import PoolingType, create_encoder, create_model, load_encoder, model_splitter, num_features, save_encoder
+
+# (architecture, pixels), families in rows
+ARCHS = [("resnet10t",32), ("resnet18",32), ("resnet26d",64), ("resnext26ts",64), ("seresnext26t_32x4d",64),
+         ("vit_tiny_patch16_224",64), ("vit_small_patch32_224",64), ("deit_tiny_patch16_224",224), ("deit_tiny_distilled_patch16_224",64), ("beit_base_patch16_224",224),
+         ("swin_tiny_patch4_window7_224",224), ("swinv2_cr_tiny_ns_224",224),
+         ("convnext_atto",32), ("convnextv2_atto",64), ("efficientnet_b0",32), ("tf_efficientnet_b0",64), ("efficientnetv2_rw_t",64),
+         ("mobilenetv2_050",32), ("mobilenetv3_small_050",64), ("mobilenetv4_conv_small_035",64), ("regnetx_002",32), ("regnety_002",64),
+         ("densenet121",64), ("mixer_s32_224",224), ("edgenext_xx_small",64), ("mobilevit_xxs",64), ("ghostnet_050",64),
+         ("rexnet_100",64), ("poolformer_s12",64), ("xcit_nano_12_p16_224",64), ("levit_128s",224), ("coatnet_nano_rw_224",224), ("repvgg_a0",64), ("vgg11_bn",64),
+         ("xresnet18",32), ("squeezenet1_1",64)]
+
+@pytest.mark.parametrize("arch,size", ARCHS, ids=[a for a,_ in ARCHS])
+def test_flat_features(arch, size):
+    n_in = [1,3,5][len(arch)%3]
+    enc = create_encoder(arch, pretrained=False, n_in=n_in)
+    out = enc(torch.randn(2, n_in, size, size))
+    assert out.shape == (2, enc.nf)
+    out.pow(2).mean().backward()
+    assert next(p for p in enc.parameters() if p.grad is not None).grad.isfinite().all()
+
+@pytest.mark.parametrize("n_in", [1,3,5])
+@pytest.mark.parametrize("pool", [None, PoolingType.Fast, PoolingType.Avg, PoolingType.AvgMax, PoolingType.CatAvgMax, PoolingType.Max])
+@pytest.mark.parametrize("arch", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", xresnet18, resnet18])
+def test_pooling(arch, pool, n_in):
+    enc = create_encoder(arch, False, n_in, pool)
+    assert enc(torch.randn(2, n_in, 64, 64)).shape == (2, enc.nf)
+
+def test_catavgmax_doubles(): assert create_encoder("resnet10t", False, pool_type="catavgmax").nf == 2*create_encoder("resnet10t", False).nf
+
+def test_no_choice_of_pooling():
+    with pytest.warns(UserWarning, match="its own"): enc = create_encoder("vit_tiny_patch16_224", False, pool_type="catavgmax")
+    assert enc(torch.randn(2,3,64,64)).shape == (2, enc.nf)
+
+def test_width_changes_nothing():
+    enc = create_encoder("resnet10t", False)
+    before = {k:v.clone() for k,v in enc.state_dict().items()}
+    modes = [m.training for m in enc.modules()]
+    assert num_features(enc) == 512
+    assert [m.training for m in enc.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k,v in enc.state_dict().items())
+
+def test_grad_checkpointing():
+    torch.manual_seed(0); a = create_encoder("vit_tiny_patch16_224", False)
+    b = create_encoder("vit_tiny_patch16_224", False, grad_checkpointing=True); b.load_state_dict(a.state_dict())
+    x = torch.randn(2,3,32,32)
+    for m in (a,b): m(x).sum().backward()
+    torch.testing.assert_close(a.patch_embed.proj.weight.grad, b.patch_embed.proj.weight.grad)
+    with pytest.raises(ValueError, match="grad_checkpointing"): create_encoder(xresnet18, False, grad_checkpointing=True)
+
+@pytest.mark.parametrize("kw,msg", [(dict(arch="resnet5O"), "resnet50"), (dict(arch="zzzzzz"), "zzzzzz"), (dict(arch="resnet18", n_in=0), "n_in"), (dict(arch="resnet18", pool_type="mean"), "pool_type")])
+def test_bad_input(kw, msg):
+    with pytest.raises(ValueError, match=msg): create_encoder(pretrained=False, **kw)
+
+@pytest.mark.parametrize("arch,pool", [("resnet10t","catavgmax"), ("vit_tiny_patch16_224",None), ("xresnet18",None)])
+def test_encoder_file(arch, pool, tmp_path):
+    enc = create_encoder(arch, False, 5, pool).eval()
+    path = save_encoder(enc, tmp_path/"a"/"e.safetensors", ([.1]*5,[.2]*5))
+    enc2,x = load_encoder(path).eval(),torch.randn(2,5,64,64)
+    assert torch.equal(enc(x), enc2(x)) and enc2.nf == enc.nf and enc2.info["stats"] == [[.1]*5,[.2]*5] and enc2.info["version"]
+    if timm.is_model(arch):
+        kw = dict(global_pool=pool) if pool else dict(dynamic_img_size=True)
+        assert torch.equal(timm.create_model(arch, in_chans=5, num_classes=0, checkpoint_path=path, **kw).eval()(x), enc(x))
+
+def test_foreign_file(tmp_path):
+    from safetensors.torch import save_file
+    save_file({"a":torch.zeros(1)}, tmp_path/"x.safetensors")
+    with pytest.raises(ValueError, match="not written by save_encoder"): load_encoder(tmp_path/"x.safetensors")
+
+def test_fine_tune_freezes_encoder():
+    from self_supervised.data import digits_dls
+    m = create_model("resnet10t", 10, n_in=1, lin_ftrs=[])
+    learn = Learner(digits_dls(bs=64), m, splitter=model_splitter)
+    learn.freeze()
+    assert not m.encoder.conv1[0].weight.requires_grad and all(p.requires_grad for p in m.head.parameters())
+    before = m.encoder.conv1[0].weight.clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert torch.equal(before, m.encoder.conv1[0].weight)
+    learn.unfreeze(); assert m.encoder.conv1[0].weight.requires_grad

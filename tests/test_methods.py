@@ -1,0 +1,165 @@
+"What every method must do, and what it must refuse. A new method enters by a line in METHODS."
+import math
+import pytest, torch
+from fastai.vision.all import (Callback, Categorize, DataLoaders, Datasets, GradientAccumulation, Learner, Normalize, Pipeline, SaveModelCallback, SGD,
+                               tensor,
+                               TensorImage, TfmdDL, imagenet_stats, load_learner, noop, set_seed)
+from self_supervised.vision.all import (KNN, SimCLR, SupCon, create_encoder, create_simclr_model, create_supcon_model, get_features, get_simclr_aug_pipelines,
+                                        get_supcon_aug_pipelines, load_encoder)
+
+METHODS = {'sim_clr': (SimCLR, create_simclr_model, get_simclr_aug_pipelines, {}),
+           'sup_con': (SupCon, create_supcon_model, get_supcon_aug_pipelines, dict(unsup_class_id=2))}
+each = pytest.mark.parametrize('name', METHODS)
+
+def image(i): return TensorImage(torch.rand(3,24,24, generator=torch.Generator().manual_seed(int(i))))
+def label(i): return ['a','b','unsup'][i%3]
+def float_label(i): return torch.tensor(float(i))
+
+def make_dls(bs=8, n=45, labels=True, tfms=None, **kw):
+    if not labels:
+        dl = lambda: TfmdDL([(image(i),) for i in range(n)], bs=bs, num_workers=0, **kw)  # noqa: E731
+        return DataLoaders(dl(), dl())
+    ds = Datasets(range(n), [[image], tfms or [label, Categorize()]], splits=(list(range(n-12)), list(range(n-12,n))))
+    return ds.dataloaders(bs=bs, num_workers=0, device='cpu', **kw)
+
+def make(name, dls=None, cbs=None, size=16, loss_func=None, model=None, stats=imagenet_stats, **kw):
+    cb,model_f,augs,args = METHODS[name]
+    set_seed(0)
+    return Learner(dls or make_dls(), model or model_f(create_encoder('resnet10t', False)), loss_func=loss_func, path=kw.pop('path', None),
+                   cbs=[cb(augs(size, stats=stats), **{**args, **kw}), *(cbs or [])])
+
+def fit(learn, n=1):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
+    return learn
+
+def state(learn): return {k:v.clone() for k,v in learn.model.state_dict().items()}
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+
+class Seen(Callback):
+    order = 100
+    def before_fit(self): self.xs,self.lfs = [],[]
+    def before_batch(self): self.xs.append(self.learn.x.clone()); self.lfs.append(self.learn.loss_func)
+
+@each
+def test_inside_the_fit(name):
+    "Views are normalised, differ between images in crop and colour, and the loss is restored"
+    dls,own = make_dls(labels=False),lambda *a: 0.
+    grad = torch.linspace(.6,.9,24).expand(3,24,24)*tensor([1.,.9,.7])[:,None,None]           # one image for all: what differs is the view
+    for o in (dls.train,dls.valid): o.dataset = [(TensorImage(grad),)]*45
+    learn = fit(make(name, dls, [Seen()], loss_func=own), 2)
+    for x in learn.seen.xs:
+        assert x.shape[1:] == (3,16,16) and len(x)%2 == 0
+        assert x.max() > 1                                    # without normalisation nothing exceeds 1
+        width = (x[:,0].max(-1)[0]-x[:,0].min(-1)[0]).mean(1)
+        colour = x.mean((2,3))
+        if len(x) > 4: assert len(width.unique()) > len(x)//2 and (colour[:,0]-colour[:,2]).std() > .01
+    assert all(lf == getattr(learn, name).lf for lf in learn.seen.lfs)
+    assert learn.loss_func is own
+
+@each
+def test_loss_restored_after_an_error(name):
+    class Boom(Callback):
+        def after_loss(self): raise RuntimeError('boom')
+    learn = make(name)
+    own = learn.loss_func
+    learn.add_cb(Boom())
+    with pytest.raises(RuntimeError): fit(learn)
+    learn.remove_cb(Boom)
+    fit(learn); assert learn.loss_func is own
+
+@each
+@pytest.mark.parametrize('bs', [7, 8, 11])
+def test_fit_validate_unlabelled_odd_batches(name, bs):
+    for labels in (True,False):
+        learn = fit(make(name, make_dls(bs=bs, labels=labels, **({} if labels else dict(drop_last=True))), loss_func=None if labels else noop))
+        assert len(learn.recorder.losses) and torch.isfinite(tensor(learn.recorder.losses)).all()
+        with learn.no_bar(): assert math.isfinite(learn.validate()[0])
+
+@each
+def test_validate_changes_nothing(name):
+    learn = fit(make(name)); before = state(learn)
+    with learn.no_bar(): set_seed(1); a = learn.validate(); set_seed(1); b = learn.validate()
+    assert a == b and same(before, state(learn))
+
+@each
+def test_lr_find_changes_nothing(name, tmp_path):
+    learn = make(name, path=tmp_path); before = state(learn)
+    with learn.no_bar(): learn.lr_find(num_it=10, show_plot=False)
+    assert same(before, state(learn))
+
+@each
+def test_save_load_export(name, tmp_path):
+    learn = fit(make(name, path=tmp_path, cbs=[SaveModelCallback(every_epoch=True)])); before = state(learn)
+    learn.save('m'); fit(learn); assert not same(before, state(learn))
+    learn.load('m'); assert same(before, state(learn))
+    learn.export('e.pkl'); assert same(before, state(load_learner(tmp_path/'e.pkl')))
+    enc = load_encoder(learn.save_encoder(tmp_path/'enc.safetensors')).eval()
+    x = torch.randn(2,3,32,32)
+    assert torch.equal(enc(x), learn.model.encoder.eval()(x))
+    torch.testing.assert_close(torch.tensor(enc.info['stats']), torch.tensor(imagenet_stats))
+
+@each
+def test_show_any_time(name):
+    learn = make(name); cb = getattr(learn, name)
+    assert cb.show(n=3).shape == (3,2)
+    class During(Callback):
+        def after_epoch(self): self.axs = cb.show(n=2)
+    learn.add_cb(During()); fit(learn)
+    assert learn.during.axs.shape == (2,2) and cb.show(n=2).shape == (2,2)
+
+@each
+def test_gradient_accumulation(name): fit(make(name, cbs=[GradientAccumulation(16)]))
+
+@each
+def test_knn_column(name):
+    learn = make(name); learn.metrics = KNN(2); fit(learn)
+    assert learn.recorder.metric_names[-2] == 'knn' and 0 <= learn.recorder.values[-1][-1] <= 1
+
+@each
+def test_knn_bank_is_the_training_set_in_order(name):
+    learn = make(name); learn.opt_func = SGD
+    x,y = get_features(learn, 0)
+    assert len(x) == 33 and y.tolist() == [i%3 for i in range(33)]
+
+# bad input
+
+@each
+def test_bad_pipelines(name):
+    cb,_,augs,args = METHODS[name]
+    p = augs(16)
+    for bad,err,msg in [(p[0], ValueError, 'one Pipeline'), (p[:1], ValueError, 'at least 2'), ([p[0], noop], TypeError, 'must be a fastai Pipeline'),
+                        ([p[0], Pipeline([])], ValueError, 'split_idx=0'), (None, ValueError, 'NoneType'), (p+p, ValueError, 'takes 2')]:
+        with pytest.raises(err, match=msg): cb(bad, **args)
+
+@each
+@pytest.mark.parametrize('temp', [0, -1, 'a'])
+def test_bad_temp(name, temp):
+    with pytest.raises(ValueError, match='temp'): make(name, temp=temp)
+
+@each
+def test_bad_batches(name):
+    with pytest.raises(ValueError, match='at least 2'): fit(make(name, make_dls(bs=1)))
+    dls = make_dls(labels=False); x = image(0); x[0,0,0] = float('nan'); dls.train.dataset[3] = (x,)
+    learn = make(name, dls, loss_func=noop); before = state(learn)
+    with pytest.raises(ValueError, match=r'NaN in images \[3\]'): fit(learn)
+    assert same(before, state(learn))
+
+@each
+def test_model_without_encoder(name):
+    with pytest.raises(ValueError, match='no `.encoder`'): fit(make(name, model=torch.nn.Conv2d(3,4,3)))
+
+@each
+def test_normalised_twice(name):
+    with pytest.raises(ValueError, match='twice'): fit(make(name, make_dls(after_batch=[Normalize.from_stats(*imagenet_stats, cuda=False)])))
+
+@each
+@pytest.mark.parametrize('size', [8, 48])
+def test_size_other_than_the_image(name, size): fit(make(name, size=size))
+
+def test_bad_supcon():
+    with pytest.raises(ValueError, match='not in the vocabulary'): fit(make('sup_con', unsup_class_id=7))
+    with pytest.raises(TypeError, match='unsup_class_id'): make('sup_con', unsup_class_id='unsup')
+    with pytest.raises(ValueError, match='unsup_method'): make('sup_con', unsup_method='some')
+    with pytest.raises(TypeError, match='labels must be'): fit(make('sup_con', make_dls(tfms=[float_label]), loss_func=noop))
+    with pytest.raises(ValueError, match='set it to any class'): fit(make('sup_con', make_dls(labels=False), loss_func=noop, unsup_class_id=None))
+    fit(make('sup_con', unsup_class_id=None))
