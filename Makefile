@@ -5,13 +5,13 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo test docs docs-check lint clean
+.PHONY: demo test docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
 
 test: .venv/.ready
-	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -q tests
 
 # After editing a notebook: the package, the README and clean notebooks.
@@ -22,9 +22,6 @@ docs: .venv/.ready
 
 docs-check: .venv/.ready
 	$(BIN)/python -m pytest -q tests/test_docs.py
-
-lint: .venv/.ready
-	$(BIN)/ruff check tests examples setup.py
 
 .venv/.ready: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

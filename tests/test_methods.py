@@ -17,7 +17,7 @@ def float_label(i): return torch.tensor(float(i))
 
 def make_dls(bs=8, n=45, labels=True, tfms=None, **kw):
     if not labels:
-        dl = lambda: TfmdDL([(image(i),) for i in range(n)], bs=bs, num_workers=0, **kw)  # noqa: E731
+        dl = lambda: TfmdDL([(image(i),) for i in range(n)], bs=bs, num_workers=0, **kw)
         return DataLoaders(dl(), dl())
     ds = Datasets(range(n), [[image], tfms or [label, Categorize()]], splits=(list(range(n-12)), list(range(n-12,n))))
     return ds.dataloaders(bs=bs, num_workers=0, device='cpu', **kw)
