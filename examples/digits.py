@@ -16,12 +16,10 @@ def pixels(dls, unsup):
     (bank,y),(x,t) = data
     return knn_accuracy(bank[y != unsup], y[y != unsup], x, t)
 
-def supervised(dls, unsup, epochs):
+def supervised(dls, unsup, augs, epochs):
     "The same encoder and a linear head, trained on augmented labelled images alone; accuracy of its own head"
-    items,norm = [(x,y) for x,y in dls.train_ds if int(y) != unsup],Normalize.from_stats(*digits_stats, cuda=False)
-    trn = TfmdDL(items*4, bs=50, shuffle=True, num_workers=0, after_batch=get_supcon_aug_pipelines(size, **view_args)[0])
-    val = TfmdDL(list(dls.valid_ds), bs=256, num_workers=0, after_batch=[norm])
-    learn = Learner(DataLoaders(trn, val), create_model(new_encoder(), 10, lin_ftrs=[], ps=0.), CrossEntropyLossFlat(), splitter=model_splitter, metrics=accuracy)
+    few = labelled_dls(dls, unsup, augs[0], repeat=4)
+    learn = Learner(few, create_model(new_encoder(), 10, lin_ftrs=[], ps=0.), CrossEntropyLossFlat(), splitter=model_splitter, metrics=accuracy)
     learn.fit_one_cycle(epochs, 3e-3)
     return learn.final_record[-1]
 
@@ -52,7 +50,7 @@ def main(
             return digits_dls(n_labels=n_labels, share=share, bs=256, seed=seed, size=size)
         dls = data(.5); unsup = dls.vocab.o2i['unsup']
         augs = get_supcon_aug_pipelines(size, **view_args)
-        row = {'raw pixels, kNN': pixels(dls, unsup), 'labels alone': supervised(dls, unsup, epochs)}
+        row = {'raw pixels, kNN': pixels(dls, unsup), 'labels alone': supervised(dls, unsup, augs, epochs)}
         row['SimCLR, kNN'],_ = pretrain(data(None), unsup, SimCLR(augs, temp=.2), epochs)
         cb = SupCon(augs, unsup, temp=.1)
         row['SupCon, kNN'],learn = pretrain(data(.5), unsup, cb, epochs)

@@ -92,6 +92,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_supervised.data.fashion_mnist_dls': ('data.html#fashion_mnist_dls', 'self_supervised/data.py'),
                                       'self_supervised.data.few_labels': ('data.html#few_labels', 'self_supervised/data.py'),
                                       'self_supervised.data.image_dls': ('data.html#image_dls', 'self_supervised/data.py'),
+                                      'self_supervised.data.labelled_dls': ('data.html#labelled_dls', 'self_supervised/data.py'),
                                       'self_supervised.data.read_idx': ('data.html#read_idx', 'self_supervised/data.py')},
             'self_supervised.evaluation': { 'self_supervised.evaluation.KNN': ('evaluation.html#knn', 'self_supervised/evaluation.py'),
                                             'self_supervised.evaluation.KNN.__init__': ( 'evaluation.html#knn.__init__',
