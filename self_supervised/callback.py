@@ -9,8 +9,7 @@ __all__ = ['SSLCallback', 'learner_norm']
 import warnings
 from fastai.vision.all import *
 from .augmentations import *
-from .layers import save_encoder
-from .losses import check_temp
+from . import layers
 
 # %% ../nbs/05_callback.ipynb #6eaa9201
 class SSLCallback(Callback):
@@ -36,29 +35,28 @@ class SSLCallback(Callback):
         "One batch of images, one batch of views a pipeline"
         return [p(TensorImage(x)) for p in self.aug_pipelines]
 
-    def check_model(self, model):
+    def check_setup(self):
+        "Raise for a model or data that the method cannot train"
         for n in ('encoder','projector'):
-            if not hasattr(model, n): raise ValueError(f"model has no `.{n}`: use create_{class2attr(self, 'Callback').replace('_','')}_model, or a module with `.encoder` and `.projector`")
-
-    def before_fit(self):
-        self.check_model(get_model(self.learn.model))
+            if not hasattr(get_model(self.learn.model), n):
+                raise ValueError(f"model has no `.{n}`: use create_{self.name.replace('_','')}_model, or a module with `.encoder` and `.projector`")
         if get_norm(getattr(self.learn.dls.train, 'after_batch', None)) and any(map(get_norm, self.aug_pipelines)):
             raise ValueError("images are normalised twice: remove Normalize from the DataLoaders' batch_tfms, the views are normalised by aug_pipelines")
 
+    def after_create(self): self.check_setup()
+    def before_fit(self): self.check_setup()
     def before_train(self): self.swap_loss()
-    def before_validate(self): self.swap_loss()
-    def swap_loss(self):
-        if self.learn.loss_func != self.lf: self.old_lf,self.learn.loss_func = self.learn.loss_func,self.lf
-    def restore_loss(self):
+    def before_validate(self):
+        if self.learn._grab_cbs(GatherPredsCallback): raise ValueError("get_preds: a pretraining model has no prediction for an image; for features use get_features(learn)")
+        self.swap_loss()
+    def after_fit(self):
         if self.learn.loss_func == self.lf: self.learn.loss_func = self.old_lf
-    def after_train(self): self.restore_loss()
-    def after_cancel_train(self): self.restore_loss()
-    def after_validate(self): self.restore_loss()
-    def after_cancel_fit(self): self.restore_loss()
-    def after_fit(self): self.restore_loss()
+
+    def swap_loss(self):
+        "Idempotent: `after_fit` does not run after an exception, and runs early after a `validate` inside a fit"
+        if self.learn.loss_func != self.lf: self.old_lf,self.learn.loss_func = self.learn.loss_func,self.lf
 
     def check_batch(self, x, yb):
-        if x.ndim != 4: raise ValueError(f"images must be a batch (B, C, H, W), got shape {tuple(x.shape)}")
         if self.training and len(x) < 2: raise ValueError("a batch of one image has no negatives: train with bs of at least 2 and drop_last=True")
         if x.isnan().any(): raise ValueError(f"NaN in images {x.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of the batch: mend or drop them")
 
@@ -73,9 +71,11 @@ class SSLCallback(Callback):
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def show(self, n:int=5, imsize:float=1.6, **kwargs) -> np.ndarray: # Axes (n, views)
-        "Views of `n` images of a training batch, as the loss sees them: a row an image, a column a view"
-        x = self.learn._set_device(self.learn.dls.train.one_batch())[0][:n]
+        "Views of `n` training images, as the loss sees them: a row an image, a column a view; training is not disturbed"
+        state = get_random_states()
+        x = self.learn._set_device(self.learn.dls.train.new(num_workers=0).one_batch())[0][:n]
         views = self.make_views(x)
+        set_random_states(**state)
         axs = subplots(len(x), len(views), imsize=imsize, **kwargs)[1].reshape(len(x), len(views))
         for j,(p,v) in enumerate(zip(self.aug_pipelines, views)):
             v = decode_views(p, v).cpu()
@@ -93,5 +93,4 @@ def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
     "Save the model's encoder with `layers.save_encoder`; `stats` default to those of the views"
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
-    from self_supervised.layers import save_encoder as save
-    return save(get_model(self.model).encoder, path, stats)
+    return layers.save_encoder(get_model(self.model).encoder, path, stats)

@@ -27,6 +27,10 @@ class SharedDL(TfmdDL):
         self.labelled,self.share = labelled,share
         super().__init__(dataset=dataset, bs=bs, **kwargs)
 
+    def new(self, dataset=None, cls=None, **kwargs):
+        if dataset is None and cls is None: kwargs = dict(labelled=self.labelled, share=self.share, **kwargs)
+        return super().new(dataset, cls, **kwargs)
+
     def shuffle_fn(self, idxs):
         if self.share is None: return super().shuffle_fn(idxs)
         pos = [int((i+1)*self.share) > int(i*self.share) for i in range(len(idxs))]
@@ -43,11 +47,17 @@ def shared_dataloaders(self:Datasets,
 ) -> DataLoaders:
     "DataLoaders whose training batches hold `share` labelled images, the rest being of the category `unsup`"
     if not 0 < share < 1: raise ValueError(f"share must be between 0 and 1, got {share!r}")
-    vocab = self.vocab if not isinstance(self.vocab[0], (list,CategoryMap)) else self.vocab[-1]
+    vocab = self.tls[-1].vocab
     if unsup not in vocab: raise ValueError(f"unsup: {unsup!r} is no category of the data, which are {list(vocab)}")
     labelled = [int(o) != vocab.o2i[unsup] for o in self.train.tls[-1]]
     if all(labelled) or not any(labelled): raise ValueError(f"share: the training set needs labelled and unlabelled images, got {sum(labelled)} labelled of {len(labelled)}")
     return self.dataloaders(bs=bs, dl_type=SharedDL, dl_kwargs=[dict(labelled=labelled, share=share)] + [{}]*(self.n_subsets-1), **kwargs)
+
+@patch
+@delegates(Datasets.shared_dataloaders)
+def shared_dataloaders(self:DataBlock, source, share:float, unsup:str='unsup', bs:int=64, **kwargs) -> DataLoaders:
+    "`Datasets.shared_dataloaders` of the datasets that the block makes from `source`"
+    return self.datasets(source).shared_dataloaders(share, unsup, bs, after_item=self.item_tfms, after_batch=self.batch_tfms, **kwargs)
 
 # %% ../nbs/06_data.ipynb #0c76f891
 def few_labels(y:list, n_labels:int|None, seed:int=42) -> np.ndarray: # Boolean mask
@@ -60,23 +70,31 @@ def few_labels(y:list, n_labels:int|None, seed:int=42) -> np.ndarray: # Boolean 
     for c in np.unique(y): keep[rng.choice(np.flatnonzero(y == c), n_labels, replace=False)] = True
     return keep
 
-def image_dls(x:Tensor, y:list, n_labels:int|None=None, share:float|None=None, bs:int=128, valid_pct:float=.22,
-              seed:int=42, device=None, vocab:list|None=None) -> DataLoaders:
-    "DataLoaders of images in memory `x` (N, C, H, W) in [0,1] and labels `y`, of which `n_labels` a class are kept in training"
-    idx = np.arange(len(x))
-    trn,val = train_test_split(idx, test_size=valid_pct, random_state=seed, stratify=y)
+def image_dls(
+    x:Tensor, # Images (N, C, H, W) in [0,1]
+    y:list, # A label each
+    n_labels:int|None=None, # Labelled images a class in training, the others are `unsup`; None labels all
+    share:float|None=None, # Share of labelled images in a training batch, see `SharedDL`; None leaves it to chance
+    bs:int=128, # Batch size
+    valid_pct:float=.22, # Share of the images held out, drawn from each class alike
+    seed:int=42, # Draws the split and the labelled images
+    device=None, # As in `DataLoaders`
+    vocab:list|None=None # Order of the classes; None sorts them
+) -> DataLoaders:
+    "DataLoaders of images in memory, of whose labels some may be withheld in training"
+    trn,val = train_test_split(np.arange(len(x)), test_size=valid_pct, random_state=seed, stratify=y)
     keep = np.ones(len(x), bool); keep[trn] = few_labels(np.asarray(y)[trn], n_labels, seed)
     lbls = [str(o) if k else 'unsup' for o,k in zip(y,keep)]
     vocab = [str(o) for o in vocab or sorted(set(y))] + ([] if n_labels is None else ['unsup'])
-    x = TensorImageBW(x) if x.shape[1] == 1 else TensorImage(x)
-    dsets = Datasets(idx, [[lambda i: x[i]], [lambda i: lbls[i], Categorize(vocab, sort=False)]], splits=(L(trn.tolist()),L(val.tolist())))
+    x = (TensorImageBW if x.shape[1] == 1 else TensorImage)(x)
+    dsets = Datasets(list(zip(x, lbls)), [[ItemGetter(0)], [ItemGetter(1), Categorize(vocab, sort=False)]], splits=(L(trn.tolist()),L(val.tolist())))
     args = dict(bs=bs, num_workers=0, device=device)
     return dsets.dataloaders(**args) if share is None else dsets.shared_dataloaders(share, **args)
 
 # %% ../nbs/06_data.ipynb #186aa48f
 @delegates(image_dls, but='x,y,vocab')
 def digits_dls(
-    n_labels:int|None=None, # Labelled images a class in training, the others are `unsup`; None labels all
+    n_labels:int|None=None, # As in `image_dls`
     size:int=16, # Height and width
     **kwargs
 ) -> DataLoaders:
@@ -85,7 +103,7 @@ def digits_dls(
     x = F.interpolate(torch.tensor(d.images, dtype=torch.float)[:,None]/16, (size,size), mode='bilinear', align_corners=False)
     return image_dls(x.clamp(0,1), d.target.tolist(), n_labels, **kwargs)
 
-digits_stats = ([.305],[.33])
+digits_stats = ([.305],[.32])
 
 # %% ../nbs/06_data.ipynb #96b9f082
 def labelled_dls(
@@ -103,7 +121,7 @@ def labelled_dls(
     trn = dls.train.new(lab, cls=TfmdDL, bs=min(bs, len(idxs)), shuffle=True, drop_last=True, after_batch=aug)
     return DataLoaders(trn, dls.valid.new(after_batch=Pipeline([ToImageBatch(), *L(get_norm(aug))])))
 
-# %% ../nbs/06_data.ipynb #6cf37da4
+# %% ../nbs/06_data.ipynb #5f0cfbd7
 def read_idx(path:str|Path) -> np.ndarray:
     "An array in the IDX format of MNIST, gzipped or not"
     path = Path(path)
@@ -117,7 +135,7 @@ fashion_vocab = 'T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Bo
 
 @delegates(image_dls, but='x,y,vocab')
 def fashion_mnist_dls(
-    n_labels:int|None=None, # Labelled images a class in training, the others are `unsup`; None labels all
+    n_labels:int|None=None, # As in `image_dls`
     path:str|Path='/usr/share/datasets/fashion-mnist', # Folder of the gzipped IDX files
     test:bool=False, # The 10,000 test images instead of the 60,000 for training
     **kwargs

@@ -9,7 +9,7 @@ __all__ = ['knn_predict', 'knn_accuracy', 'get_features', 'KNN', 'plot_embedding
 from contextlib import nullcontext
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
-from .callback import learner_norm
+from .callback import SSLCallback, learner_norm
 
 # %% ../nbs/70_evaluation.ipynb #1bcf5bb9
 def knn_predict(bank:Tensor, # (n, d) features with a label
@@ -57,7 +57,7 @@ def get_features(learn:Learner, ds_idx:int=1) -> tuple: # Features (n, nf) and l
 class KNN(Metric):
     "kNN accuracy of the encoder on the validation set, bank from the labelled training images"
     def __init__(self,
-        unsup_class_id:int|None=None, # Label of the unlabelled images; they stay out of the bank
+        unsup_class_id:int|None=None, # Label of the unlabelled images, which stay out of the bank; None asks the method's callback
         k:int=20, temp:float=0.07 # As in `knn_predict`
     ): store_attr()
     def reset(self): self.learn = None
@@ -69,7 +69,8 @@ class KNN(Metric):
         if self.learn is None: return None
         bank,y = get_features(self.learn, 0)
         x,t = get_features(self.learn, 1)
-        if self.unsup_class_id is not None: bank,y = bank[y != self.unsup_class_id],y[y != self.unsup_class_id]
+        unsup = ifnone(self.unsup_class_id, first(getattr(o, 'unsup_class_id', None) for o in self.learn.cbs if isinstance(o, SSLCallback)))
+        if unsup is not None: bank,y = bank[y != unsup],y[y != unsup]
         return knn_accuracy(bank, y, x, t, self.k, self.temp)
 
 # %% ../nbs/70_evaluation.ipynb #a5b60b7b

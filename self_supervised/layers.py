@@ -47,11 +47,11 @@ def _timm_encoder(arch, pretrained, n_in, pool_type, **kwargs):
             if 'dynamic_img_size' not in str(e): raise
             return timm.create_model(arch, pretrained=pretrained, in_chans=n_in, num_classes=0, **kw)
     if pool_type is None: return make(**kwargs)
-    try: enc = make(global_pool=pool_type, **kwargs)
-    except (TypeError,AssertionError,ValueError,KeyError,RuntimeError): enc = None
-    if enc is not None and getattr(enc, 'global_pool', pool_type) is not None: return enc
-    warnings.warn(f"{arch} has no choice of pooling `{pool_type}`: its own is used")
-    return make(**kwargs)
+    try: return make(global_pool=pool_type, **kwargs)
+    except (TypeError,AssertionError,ValueError,KeyError,RuntimeError):
+        enc = make(**kwargs)
+        warnings.warn(f"pool_type: {arch} has no pooling {pool_type!r}, its own is used")
+        return enc
 
 def _fastai_encoder(arch, pretrained, n_in, pool_type, **kwargs):
     meta = model_meta.get(arch, _default_meta)
@@ -63,7 +63,7 @@ def _fastai_encoder(arch, pretrained, n_in, pool_type, **kwargs):
 def _find_arch(arch):
     "A timm name, or the function that `arch` names or is"
     if callable(arch): return arch
-    if timm.is_model(arch.split('.')[0]) or arch.startswith('hf'): return arch
+    if timm.is_model(arch.split('.')[0]) or arch.startswith(('hf-hub:','hf_hub:','local-dir:')): return arch
     f = getattr(models.xresnet, arch, None) or getattr(torchvision.models, arch, None)
     if callable(f) and not isinstance(f, type): return f
     near = difflib.get_close_matches(arch, timm.list_models() + [o.__name__ for o in model_meta], n=5, cutoff=.5)

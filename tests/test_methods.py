@@ -1,9 +1,11 @@
 "What every method must do, and what it must refuse. A new method enters by a line in METHODS."
 import math
+import matplotlib.pyplot as plt
 import pytest, torch
 from fastai.vision.all import (Callback, Categorize, DataLoaders, Datasets, GradientAccumulation, Learner, Normalize, Pipeline, SaveModelCallback, SGD,
                                tensor,
                                TensorImage, TfmdDL, imagenet_stats, load_learner, noop, set_seed)
+from self_supervised.augmentations import _warn_size
 from self_supervised.vision.all import (KNN, SimCLR, SupCon, create_encoder, create_simclr_model, create_supcon_model, get_features, get_simclr_aug_pipelines,
                                         get_supcon_aug_pipelines, load_encoder)
 
@@ -153,8 +155,30 @@ def test_normalised_twice(name):
     with pytest.raises(ValueError, match='twice'): fit(make(name, make_dls(after_batch=[Normalize.from_stats(*imagenet_stats, cuda=False)])))
 
 @each
-@pytest.mark.parametrize('size', [8, 48])
-def test_size_other_than_the_image(name, size): fit(make(name, size=size))
+@pytest.mark.parametrize('size', [11, 48])
+def test_size_other_than_the_image(name, size):
+    _warn_size.cache_clear()
+    with pytest.warns(UserWarning, match='size:'): fit(make(name, size=size))
+
+@each
+def test_no_predictions(name):
+    with pytest.raises(ValueError, match='get_features'): make(name).get_preds()
+
+@each
+def test_show_does_not_disturb_training(name):
+    class Show(Callback):
+        def after_batch(self):
+            if self.training: getattr(self.learn, name).show(n=2); plt.close('all')
+    assert same(state(fit(make(name))), state(fit(make(name, cbs=[Show()]))))
+
+@each
+def test_validate_inside_a_fit(name):
+    class ValidateAgain(Callback):
+        def after_epoch(self):
+            if self.run_it: self.run_it = False; self.learn.validate()
+    learn = make(name, cbs=[Seen()]); cb = ValidateAgain(); cb.run_it = True; own = learn.loss_func
+    learn.add_cb(cb); fit(learn, 2)
+    assert all(lf == getattr(learn, name).lf for lf in learn.seen.lfs) and learn.loss_func is own
 
 def test_bad_supcon():
     with pytest.raises(ValueError, match='not in the vocabulary'): fit(make('sup_con', unsup_class_id=7))

@@ -46,8 +46,8 @@ class SupCon(SSLCallback):
 
     _remove_diag = staticmethod(remove_diag)
 
-    def before_fit(self):
-        super().before_fit()
+    def check_setup(self):
+        super().check_setup()
         vocab = getattr(self.learn.dls, 'vocab', None)
         if vocab is not None and self.unsup_class_id is not None and not 0 <= self.unsup_class_id < len(vocab):
             raise ValueError(f"unsup_class_id={self.unsup_class_id} is not in the vocabulary of {len(vocab)} classes: use dls.vocab.o2i['unsup'], or None if all images are labelled")
