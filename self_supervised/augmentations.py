@@ -46,12 +46,18 @@ class ToImageBatch(DisplayedTransform):
 def _warn_channels(c): warnings.warn(f"images have {c} channels: saturation, hue, greyscale and RGB jitter need 3 and are skipped")
 
 class ColorAugs(KorniaAug):
-    "Jitter and greyscale of RGB images; other channel counts get brightness and contrast alone"
-    def __init__(self, rgb:list, other:list): self.augs,self.other = rgb,other
+    "kornia's colour `augs` for RGB images; brightness and contrast alone, in the same ranges, for other channel counts"
+    def __init__(self, *augs, brightness:float=0., contrast:float=0., p:float=.8, same_on_batch:bool=False):
+        store_attr(); self.augs = augs
     def encodes(self, x:Tensor):
         if x.ndim != 4 or x.shape[1] == 3: return super().encodes(x)
-        if len(self.augs): _warn_channels(x.shape[1])
-        return KorniaAug(*self.other)(x, split_idx=0)
+        _warn_channels(x.shape[1])
+        n = 1 if self.same_on_batch else len(x)
+        def factor(s): return x.new_empty(n,1,1,1).uniform_(max(1-s,0), 1+s)
+        b,c,on = factor(self.brightness),factor(self.contrast),x.new_empty(n,1,1,1).uniform_() < self.p
+        res = (x*b).clamp(0,1)
+        res = torch.lerp(res.mean((1,2,3), keepdim=True), res, c).clamp(0,1)
+        return torch.where(on, res, x)
 
 # %% ../nbs/01_augmentations.ipynb #bd314273
 @functools.lru_cache(None)
@@ -94,13 +100,10 @@ def get_batch_augs(
     geo = [K.RandomResizedCrop((h,w), scale=resize_scale, ratio=resize_ratio, **same)]
     if flip_p: geo.append(K.RandomHorizontalFlip(p=flip_p, **same))
     if rotate: geo.append(K.RandomRotation(rotate_deg, p=rotate_p, **same))
-    rgb,other = [],[]
-    if jitter:
-        rgb.append(K.ColorJitter(b, c, s, hue, p=jitter_p, **same))
-        other += [K.RandomBrightness((1-min(b,1),1+b), p=jitter_p, **same), K.RandomContrast((1-min(c,1),1+c), p=jitter_p, **same)]
+    rgb = [K.ColorJitter(b, c, s, hue, p=jitter_p, **same)] if jitter else []
     if bw: rgb.append(K.RandomGrayscale(p=bw_p, **same))
     tfms = [ToImageBatch(), CropAugs((h,w), *geo)]
-    if rgb: tfms.append(ColorAugs(rgb, other))
+    if rgb: tfms.append(ColorAugs(*rgb, brightness=b, contrast=c, p=jitter_p if jitter else 0, **same))
     if blur: tfms.append(RandomGaussianBlur(blur_p, blur_s, size=min(h,w), **same))
     if solarize: tfms.append(KorniaAug(K.RandomSolarize((.5,.5), (0.,0.), p=solarize_p, **same)))
     tfms += [KorniaAug(o) if isinstance(o, nn.Module) else o for o in L(xtra_tfms)]
