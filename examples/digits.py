@@ -23,9 +23,9 @@ def supervised(dls, unsup, augs, epochs):
     learn.fit_one_cycle(epochs, 3e-3)
     return learn.final_record[-1]
 
-def pretrain(dls, unsup, cb, epochs):
-    "Pretrain with the method `cb`; the kNN accuracy after the last epoch"
-    learn = Learner(dls, create_projection_model(new_encoder()), cbs=[cb, CSVLogger('metrics.csv')], metrics=KNN(unsup), path=Path('runs/digits'))
+def pretrain(dls, unsup, cb, epochs, log=None):
+    "Pretrain with the method `cb`; the kNN accuracy after the last epoch, and the learner"
+    learn = Learner(dls, create_projection_model(new_encoder()), cbs=[cb, *L(log)], metrics=KNN(unsup), path=Path('runs/digits'))
     learn.fit_one_cycle(epochs, 4e-3)
     return learn.final_record[-1],learn
 
@@ -53,7 +53,7 @@ def main(
         row = {'raw pixels, kNN': pixels(dls, unsup), 'labels alone': supervised(dls, unsup, augs, epochs)}
         row['SimCLR, kNN'],_ = pretrain(data(None), unsup, SimCLR(augs, temp=.5), epochs)
         cb = SupCon(augs, unsup, UnsupMethod.Only, temp=.5)
-        row['SupCon, kNN'],learn = pretrain(data(.5), unsup, cb, epochs)
+        row['SupCon, kNN'],learn = pretrain(data(.5), unsup, cb, epochs, CSVLogger('metrics.csv') if seed == 0 else None)
         rows.append(row)
         if seed == 0: pictures(learn, cb, path)
     df = pd.DataFrame(rows)

@@ -73,7 +73,9 @@ class SSLCallback(Callback):
     def show(self, n:int=5, imsize:float=1.6, **kwargs) -> np.ndarray: # Axes (n, views)
         "Views of `n` training images, as the loss sees them: a row an image, a column a view; training is not disturbed"
         state = get_random_states()
-        x = self.learn._set_device(self.learn.dls.train.new(num_workers=0).one_batch())[0][:n]
+        dl = self.learn.dls.train
+        b = dl.new(num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
+        x = self.learn._set_device(b)[0][:n]
         views = self.make_views(x)
         set_random_states(**state)
         axs = subplots(len(x), len(views), imsize=imsize, **kwargs)[1].reshape(len(x), len(views))

@@ -1,0 +1,14 @@
+"The package imports with fastai, timm and kornia alone: extras are for tests and several processes."
+import subprocess
+import sys
+from pathlib import Path
+
+extras = "accelerate lightly pytorch_metric_learning pytest hypothesis nbdev nbconvert".split()
+modules = [".".join(p.with_suffix("").parts) for p in Path("self_supervised").rglob("*.py") if p.name[0] != "_"]
+
+def test_without_extras():
+    code = f"""import sys, importlib
+for o in {extras}: sys.modules[o] = None
+for o in {sorted(modules)}: importlib.import_module(o)"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "self_supervised.vision.all" in modules
