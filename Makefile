@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo test docs docs-check clean
+.PHONY: demo bench-methods test docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -13,6 +13,9 @@ demo: .venv/.ready
 test: .venv/.ready
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -q tests
+
+bench-methods: .venv/.ready
+	$(BIN)/python benchmarks/methods.py
 
 # After editing a notebook: the package, the README and clean notebooks.
 docs: .venv/.ready

@@ -113,13 +113,14 @@ def labelled_dls(
     bs:int=64, # Batch size; a batch is at most all labelled images
     repeat:int=1 # How often an epoch shows an image
 ) -> DataLoaders:
-    "The labelled training images of `dls`, and its validation set: what fine-tuning needs"
-    ds = dls.train_ds
-    idxs = [i for i,y in enumerate(ds.tls[-1]) if int(y) != unsup_class_id]
-    if not idxs: raise ValueError(f"unsup_class_id={unsup_class_id}: no training image has another label")
-    lab = Datasets(tls=[tl._new([tl.items[i] for i in idxs*repeat], split_idx=0) for tl in ds.tls], n_inp=ds.n_inp)
-    trn = dls.train.new(lab, cls=TfmdDL, bs=min(bs, len(idxs)), shuffle=True, drop_last=True, after_batch=aug)
-    return DataLoaders(trn, dls.valid.new(after_batch=Pipeline([ToImageBatch(), *L(get_norm(aug))])))
+    "The labelled images of `dls`, for training and validation: what fine-tuning needs"
+    def labelled(ds, split_idx, repeat=1):
+        idxs = [i for i,y in enumerate(ds.tls[-1]) if int(y) != unsup_class_id]
+        if not idxs: raise ValueError(f"unsup_class_id={unsup_class_id}: no image of a set has another label")
+        return Datasets(tls=[tl._new(tl._get(idxs*repeat), split_idx=split_idx) for tl in ds.tls], n_inp=ds.n_inp)
+    trn,val = labelled(dls.train_ds, 0, repeat),labelled(dls.valid_ds, 1)
+    return DataLoaders(dls.train.new(trn, cls=TfmdDL, bs=min(bs, len(trn)), shuffle=True, drop_last=True, after_batch=aug),
+                       dls.valid.new(val, cls=TfmdDL, after_batch=Pipeline([ToImageBatch(), *L(get_norm(aug))])), path=dls.path)
 
 # %% ../nbs/06_data.ipynb #5f0cfbd7
 def read_idx(path:str|Path) -> np.ndarray:

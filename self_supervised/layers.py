@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'num_features', 'create_encoder', 'create_mlp_module', 'create_cls_module', 'encoder_nf',
-           'ProjectionModel', 'create_projection_model', 'ClassifierModel', 'model_splitter', 'create_model',
-           'save_encoder', 'encoder_info', 'load_encoder']
+           'ProjectionModel', 'create_projection_model', 'PredictorModel', 'create_predictor_model', 'ClassifierModel',
+           'model_splitter', 'create_model', 'save_encoder', 'encoder_info', 'load_encoder']
 
 # %% ../nbs/02_layers.ipynb #0aeec79c
 import difflib, json, warnings
@@ -60,16 +60,28 @@ def _fastai_encoder(arch, pretrained, n_in, pool_type, **kwargs):
     body = create_body(arch(**args, **kwargs), n_in, pretrained, meta['cut'])
     return nn.Sequential(body, SelectAdaptivePool2d(pool_type=pool_type or 'avg', flatten=True))
 
-def _find_arch(arch):
-    "A timm name, or the function that `arch` names or is"
-    if callable(arch): return arch
-    if timm.is_model(arch.split('.')[0]) or arch.startswith(('hf-hub:','hf_hub:','local-dir:')): return arch
-    f = getattr(models.xresnet, arch, None) or getattr(torchvision.models, arch, None)
+def _library_arch(name):
+    "The function `name` of fastai or torchvision, if there is one"
+    f = getattr(models.xresnet, name, None) or getattr(torchvision.models, name, None)
     if callable(f) and not isinstance(f, type): return f
+
+def _find_arch(arch):
+    "A timm name, or the function that `arch` names or is; `torchvision:name` is never timm's"
+    if callable(arch): return arch
+    if arch.startswith('torchvision:') and _library_arch(arch[12:]): return _library_arch(arch[12:])
+    if timm.is_model(arch.split('.')[0]) or arch.startswith(('hf-hub:','hf_hub:','local-dir:')): return arch
+    if _library_arch(arch): return _library_arch(arch)
     near = difflib.get_close_matches(arch, timm.list_models() + [o.__name__ for o in model_meta], n=5, cutoff=.5)
     raise ValueError(f"arch: there is no architecture {arch!r} in timm, fastai or torchvision. Nearest names: {', '.join(near) or 'none'}")
 
-# %% ../nbs/02_layers.ipynb #c89b397b
+# %% ../nbs/02_layers.ipynb #adba4f90
+def _spec(arch, kwargs, **rest):
+    "How to build the encoder again; without `arch` where a file could not say so"
+    if callable(arch): arch = f'torchvision:{arch.__name__}' if _library_arch(getattr(arch, '__name__', '')) is arch else None
+    try: json.dumps(kwargs)
+    except TypeError: arch,kwargs = None,{}
+    return dict(rest, kwargs=kwargs, **({'arch':arch} if arch else {}))
+
 def create_encoder(
     arch:str|Callable, # A timm, fastai or torchvision architecture: its name, or the function
     pretrained:bool=True, # Load the library's weights (needs a network the first time)
@@ -87,9 +99,9 @@ def create_encoder(
     cfg = getattr(enc, 'default_cfg', {})
     size = kwargs.get('img_size') or cfg.get('input_size', (3,64,64))[1:]
     enc.nf = num_features(enc, n_in, size)
-    enc.spec = dict(arch=arch if isinstance(arch, str) else arch.__name__, n_in=n_in, pool_type=pool_type, kwargs=kwargs)
+    enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type)
     if grad_checkpointing:
-        if not hasattr(enc, 'set_grad_checkpointing'): raise ValueError(f"grad_checkpointing: {enc.spec['arch']} has no set_grad_checkpointing; choose a timm architecture")
+        if not hasattr(enc, 'set_grad_checkpointing'): raise ValueError(f"grad_checkpointing: {arch} has no set_grad_checkpointing; choose a timm architecture")
         enc.set_grad_checkpointing(True)
     return enc
 
@@ -138,7 +150,32 @@ def create_projection_model(
     "`encoder` with an MLP projector"
     return ProjectionModel(encoder, create_mlp_module(encoder_nf(encoder, n_in), hidden_size, projection_size, bn, nlayers))
 
-# %% ../nbs/02_layers.ipynb #07fe4d46
+# %% ../nbs/02_layers.ipynb #fb06ed02
+class PredictorModel(nn.Module):
+    "`encoder`, `projector`, then `predictor`; gives the predictions and the projections"
+    def __init__(self, encoder:nn.Module, projector:nn.Module, predictor:nn.Module):
+        super().__init__()
+        self.encoder,self.projector,self.predictor = encoder,projector,predictor
+    def forward(self, x):
+        z = self.projector(self.encoder(x))
+        return self.predictor(z),z
+
+def create_predictor_model(
+    encoder:nn.Module, # From `create_encoder`, or any module with flat features
+    hidden_size:int=4096, # Width of the hidden layers of the projector
+    projection_size:int=256, # Width of projections and predictions
+    pred_size:int|None=None, # Width of the predictor's hidden layer; None is `hidden_size`
+    bn:bool=True, # BatchNorm in both heads
+    nlayers:int=2, # Linear layers of the projector
+    last_bn:bool=False, # BatchNorm without affine parameters after the projector
+    n_in:int=3 # Channels, used only if `encoder` does not announce its width
+) -> PredictorModel:
+    "`encoder` with an MLP projector and a two-layer predictor"
+    projector = create_mlp_module(encoder_nf(encoder, n_in), hidden_size, projection_size, bn, nlayers)
+    if last_bn: projector.append(nn.BatchNorm1d(projection_size, affine=False))
+    return PredictorModel(encoder, projector, create_mlp_module(projection_size, ifnone(pred_size, hidden_size), projection_size, bn))
+
+# %% ../nbs/02_layers.ipynb #493f140e
 class ClassifierModel(nn.Module):
     "`encoder`, then the classifier `head`"
     def __init__(self, encoder:nn.Module, head:nn.Module):
@@ -162,7 +199,7 @@ def create_model(
     if not isinstance(encoder, nn.Module): encoder = create_encoder(encoder, pretrained, n_in, pool_type)
     return ClassifierModel(encoder, create_cls_module(encoder_nf(encoder, n_in), n_out, **kwargs))
 
-# %% ../nbs/02_layers.ipynb #eba398a3
+# %% ../nbs/02_layers.ipynb #6c32e213
 def save_encoder(
     encoder:nn.Module, # The encoder
     path:str|Path, # Where to; the folder is made

@@ -13,6 +13,10 @@ def test_in_step(tmp_path):
     stale = [str(f) for f in [*files, Path('README.md')] if not (root/f).exists() or (root/f).read_bytes() != (tmp_path/f).read_bytes()]
     assert not stale, f"run `make docs` and commit: {stale}"
 
+def test_no_paths_of_a_machine():
+    bad = [p.name for p in [*(root/'nbs').glob('*.ipynb'), root/'README.md'] if 'site-packages' in p.read_text()]
+    assert not bad, f"run again without warnings (CONTRIBUTING.md): {bad}"
+
 def test_light():
     heavy = {p.name:p.stat().st_size//1024 for p in (root/'nbs').glob('*.ipynb') if p.stat().st_size > 300*1024}
     assert not heavy, f"notebooks over 300 KB: {heavy}"

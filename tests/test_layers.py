@@ -55,15 +55,23 @@ def test_grad_checkpointing():
 def test_bad_input(kw, msg):
     with pytest.raises(ValueError, match=msg): create_encoder(pretrained=False, **kw)
 
-@pytest.mark.parametrize("arch,pool", [("resnet10t","catavgmax"), ("vit_tiny_patch16_224",None), ("xresnet18",None)])
+@pytest.mark.parametrize("arch,pool", [("resnet10t","catavgmax"), ("vit_tiny_patch16_224",None), ("xresnet18",None), (resnet18,None), (xresnet18,"max")])
 def test_encoder_file(arch, pool, tmp_path):
     enc = create_encoder(arch, False, 5, pool).eval()
     path = save_encoder(enc, tmp_path/"a"/"e.safetensors", ([.1]*5,[.2]*5))
     enc2,x = load_encoder(path).eval(),torch.randn(2,5,64,64)
     assert torch.equal(enc(x), enc2(x)) and enc2.nf == enc.nf and enc2.info["stats"] == [[.1]*5,[.2]*5] and enc2.info["version"]
-    if timm.is_model(arch):
+    if isinstance(arch, str) and timm.is_model(arch):
         kw = dict(global_pool=pool) if pool else dict(dynamic_img_size=True)
         assert torch.equal(timm.create_model(arch, in_chans=5, num_classes=0, checkpoint_path=path, **kw).eval()(x), enc(x))
+
+def test_encoder_that_a_file_cannot_name(tmp_path):
+    def own(pretrained=False): return resnet18()
+    for enc in (create_encoder(own, False), create_encoder("xresnet18", False, act_cls=torch.nn.GELU)):
+        path,x = save_encoder(enc.eval(), tmp_path/"e.safetensors"),torch.randn(2,3,64,64)
+        with pytest.raises(ValueError, match="pass a module"): load_encoder(path)
+        torch.nn.init.zeros_(next(p for p in enc.parameters())); want = load_encoder(path, enc)(x)
+        assert want.abs().sum() > 0
 
 def test_foreign_file(tmp_path):
     from safetensors.torch import save_file

@@ -1,8 +1,8 @@
 "Parity with lightly and pytorch-metric-learning, forward and gradient."
 import pytest, torch
-from lightly.loss import NTXentLoss
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from pytorch_metric_learning.losses import SupConLoss, NTXentLoss as PMLNTXent
-from self_supervised.losses import nt_xent, supcon
+from self_supervised.losses import byol, info_nce, moco_v3, nnclr, nt_xent, simsiam, supcon, supcon_keys
 
 def grads(f, z):
     z = z.clone().requires_grad_(); l = f(z); l.backward()
@@ -23,6 +23,47 @@ def test_nt_xent(b, temp):
 def test_supcon(temp):
     z,y = torch.randn(24, 16, generator=torch.Generator().manual_seed(0)),torch.arange(12).repeat(2)%5
     same(lambda z: supcon(z, y, temp), lambda z: SupConLoss(temp)(z, y), z)
+
+def pair(seed=0, b=6, d=16):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(2*b, d, generator=g),torch.randn(2*b, d, generator=g)
+
+def test_byol_and_simsiam():
+    p,z = pair(); cos = NegativeCosineSimilarity()
+    def neg(p): return (cos(p[:6], z[6:]) + cos(p[6:], z[:6]))/2
+    same(lambda p: simsiam(p, z)-1, neg, p)
+    same(lambda p: byol(p, z), lambda p: 4+4*neg(p), p)
+
+def test_no_gradient_to_the_targets():
+    for f in (byol, simsiam, moco_v3, lambda p,z: nnclr(z, p)):
+        p,z = (o.requires_grad_() for o in pair())
+        f(p, z).backward()
+        assert z.grad is None and p.grad.abs().sum() > 0
+
+def test_nnclr_and_moco_v3():
+    p,z = pair(); peer = NTXentLoss
+    def ce(a, b, t):
+        norm = torch.nn.functional.normalize
+        return torch.nn.functional.cross_entropy(norm(a) @ norm(b).T/t, torch.arange(6))
+    same(lambda p: nnclr(z, p, .1), lambda p: (ce(z[:6], p[6:], .1) + ce(z[6:], p[:6], .1))/2, p)
+    same(lambda p: moco_v3(p, z, .2), lambda p: .4*(ce(p[:6], z[6:], .2) + ce(p[6:], z[:6], .2)), p)
+
+def test_moco_against_lightly():
+    "lightly's NT-Xent with a memory bank: the own key and the bank"
+    g = torch.Generator().manual_seed(0)
+    q,k,bank = (torch.randn(n, 8, generator=g) for n in (6,6,32))
+    peer = NTXentLoss(temperature=.2, memory_bank_size=(32,8))
+    def lightly(q):
+        peer.memory_bank.bank = torch.nn.functional.normalize(bank, dim=1); peer.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
+        return peer(q, k)
+    same(lambda q: info_nce(q, k, bank, .2, batch_negs=False), lightly, q)
+
+def test_supcon_keys_is_supcon():
+    "Against pytorch-metric-learning with reference embeddings"
+    g = torch.Generator().manual_seed(0)
+    q,k = torch.randn(6, 8, generator=g),torch.randn(20, 8, generator=g)
+    yq,yk = torch.arange(6)%4,torch.arange(20)%3
+    same(lambda q: supcon_keys(q, yq, k, yk, .1), lambda q: SupConLoss(.1)(q, yq, ref_emb=k, ref_labels=yk), q)
 
 def test_fp32_under_autocast():
     z = torch.randn(16, 8)

@@ -1,17 +1,26 @@
 "What every method must do, and what it must refuse. A new method enters by a line in METHODS."
+import inspect
 import math
 import matplotlib.pyplot as plt
 import pytest, torch
-from fastai.vision.all import (Callback, Categorize, DataLoaders, Datasets, GradientAccumulation, Learner, Normalize, Pipeline, SaveModelCallback, SGD,
+from fastai.vision.all import (Callback, Categorize, DataLoaders, Datasets, GradientAccumulation, Learner, MixedPrecision, Normalize, Pipeline, SaveModelCallback, SGD,
                                tensor,
                                TensorImage, TfmdDL, imagenet_stats, load_learner, noop, set_seed)
 from self_supervised.augmentations import _warn_size
-from self_supervised.vision.all import (KNN, SimCLR, SupCon, create_encoder, create_simclr_model, create_supcon_model, get_features, get_simclr_aug_pipelines,
-                                        get_supcon_aug_pipelines, load_encoder)
+from self_supervised.vision import all as ssl
+from self_supervised.vision.all import KNN, create_encoder, get_features, get_simclr_aug_pipelines, knn_accuracy, load_encoder
 
-METHODS = {'sim_clr': (SimCLR, create_simclr_model, get_simclr_aug_pipelines, {}),
-           'sup_con': (SupCon, create_supcon_model, get_supcon_aug_pipelines, dict(unsup_class_id=2))}
+# how the learner calls it: the callback, its model, its views, its arguments
+METHODS = {'sim_clr':      (ssl.SimCLR, ssl.create_simclr_model, get_simclr_aug_pipelines, {}),
+           'sup_con':      (ssl.SupCon, ssl.create_supcon_model, ssl.get_supcon_aug_pipelines, dict(unsup_class_id=2)),
+           'sup_con_moco': (ssl.SupConMOCO, ssl.create_supcon_model, ssl.get_supcon_aug_pipelines, dict(unsup_class_id=2, K=16)),
+           'moco':         (ssl.MOCO, ssl.create_moco_model, ssl.get_moco_aug_pipelines, dict(K=16)),
+           'mocov3':       (ssl.MOCOV3, ssl.create_mocov3_model, ssl.get_moco_aug_pipelines, {}),
+           'byol':         (ssl.BYOL, ssl.create_byol_model, ssl.get_byol_aug_pipelines, {}),
+           'sim_siam':     (ssl.SimSiam, ssl.create_simsiam_model, ssl.get_simsiam_aug_pipelines, {}),
+           'nnclr':        (ssl.NNCLR, ssl.create_nnclr_model, ssl.get_nnclr_aug_pipelines, dict(K=16))}
 each = pytest.mark.parametrize('name', METHODS)
+tempered = pytest.mark.parametrize('name', [n for n,(cb,*_) in METHODS.items() if 'temp' in inspect.signature(cb).parameters])
 
 def image(i): return TensorImage(torch.rand(3,24,24, generator=torch.Generator().manual_seed(int(i))))
 def label(i): return ['a','b','unsup'][i%3]
@@ -35,7 +44,7 @@ def fit(learn, n=1):
     return learn
 
 def state(learn): return {k:v.clone() for k,v in learn.model.state_dict().items()}
-def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 class Seen(Callback):
     order = 100
@@ -50,7 +59,7 @@ def test_inside_the_fit(name):
     for o in (dls.train,dls.valid): o.dataset = [(TensorImage(grad),)]*45
     learn = fit(make(name, dls, [Seen()], loss_func=own), 2)
     for x in learn.seen.xs:
-        assert x.shape[1:] == (3,16,16) and len(x)%2 == 0
+        assert x.shape[1:] == (3,16,16)
         assert x.max() > 1                                    # without normalisation nothing exceeds 1
         width = (x[:,0].max(-1)[0]-x[:,0].min(-1)[0]).mean(1)
         colour = x.mean((2,3))
@@ -110,12 +119,37 @@ def test_show_any_time(name):
     assert learn.during.axs.shape == (2,2) and cb.show(n=2).shape == (2,2)
 
 @each
-def test_gradient_accumulation(name): fit(make(name, cbs=[GradientAccumulation(16)]))
+def test_gradient_accumulation(name):
+    steps = []
+    class Count(Callback):
+        def after_step(self): steps.append(1)
+    fit(make(name, cbs=[GradientAccumulation(16), Count()]))
+    assert len(steps) == 2                                    # 4 batches of 8 images
+
+@each
+def test_mixed_precision_callback(name): assert math.isfinite(fit(make(name, cbs=[MixedPrecision()])).recorder.losses[-1])
 
 @each
 def test_knn_column(name):
-    learn = make(name); learn.metrics = KNN(2); fit(learn)
-    assert learn.recorder.metric_names[-2] == 'knn' and 0 <= learn.recorder.values[-1][-1] <= 1
+    "Unlabelled images are no class, neither in the bank nor among the targets, whoever asks"
+    learn = make(name); learn.metrics = KNN(); fit(learn)
+    (bank,y),(x,t) = get_features(learn, 0),get_features(learn, 1)
+    assert 2 in y and 2 in t
+    assert learn.recorder.metric_names[-2] == 'knn' and learn.recorder.values[-1][-1] == knn_accuracy(bank[y!=2], y[y!=2], x[t!=2], t[t!=2])
+
+@each
+def test_plain_torch_loaders_and_uint8(name):
+    data = [((image(i)*255).byte(), torch.tensor(i%2)) for i in range(24)]
+    dl = torch.utils.data.DataLoader(data, 8)
+    learn = make(name, DataLoaders(dl, dl), loss_func=noop); learn.metrics = KNN(); fit(learn)
+    assert getattr(learn, name).show(n=2).shape == (2,2)
+    x = (data[0][0].float()/255 - tensor(imagenet_stats[0])[:,None,None])/tensor(imagenet_stats[1])[:,None,None]
+    torch.testing.assert_close(get_features(learn)[0][:1], learn.model.encoder.eval()(x[None]).detach())
+
+@each
+def test_bare_images(name):
+    dl = torch.utils.data.DataLoader([image(i) for i in range(16)], 8)
+    with pytest.raises(ValueError, match='must be tuples'): fit(make(name, DataLoaders(dl, dl), loss_func=noop))
 
 @each
 def test_knn_bank_is_the_training_set_in_order(name):
@@ -133,7 +167,7 @@ def test_bad_pipelines(name):
                         ([p[0], Pipeline([])], ValueError, 'split_idx=0'), (None, ValueError, 'NoneType'), (p+p, ValueError, 'takes 2')]:
         with pytest.raises(err, match=msg): cb(bad, **args)
 
-@each
+@tempered
 @pytest.mark.parametrize('temp', [0, -1, 'a'])
 def test_bad_temp(name, temp):
     with pytest.raises(ValueError, match='temp'): make(name, temp=temp)

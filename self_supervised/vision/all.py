@@ -10,10 +10,15 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
 from ..losses import *
+from ..momentum import *
 from ..callback import *
 from ..data import *
 from ..evaluation import *
 from .simclr import *
 from .supcon import *
+from .moco import *
+from .byol import *
+from .simsiam import *
+from .nnclr import *
 
 __all__ = [o for o in dir() if not o.startswith('_')]
