@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods test docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views test docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -16,6 +16,13 @@ test: .venv/.ready
 
 bench-methods: .venv/.ready
 	$(BIN)/python benchmarks/methods.py
+
+bench-multi-crop: .venv/.ready
+	$(BIN)/python benchmarks/multi_crop.py
+
+bench-views: .venv/.ready
+	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/views.py --seeds 3
 
 # After editing a notebook: the package, the README and clean notebooks.
 docs: .venv/.ready

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from copy import deepcopy
 from math import cos, pi
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
 
 # %% ../nbs/04_momentum.ipynb #e65e6b0e
 def check_momentum(m):
@@ -31,9 +34,12 @@ class MomentumEncoder(nn.Module):
     def __init__(self, student:nn.Module):
         super().__init__()
         self.module = deepcopy(student).requires_grad_(False)
+        for m in self.module.modules():
+            if isinstance(m, (_DropoutNd,StochasticDepth)): m.p = 0.
+            elif isinstance(m, DropPath): m.drop_prob = 0.
 
-    def forward(self, x):
-        with torch.no_grad(): return self.module(x)
+    def forward(self, *xs):
+        with torch.no_grad(): return self.module(*xs)
 
     def __getattr__(self, k):
         try: return super().__getattr__(k)

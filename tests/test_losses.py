@@ -1,8 +1,11 @@
 "Parity with lightly and pytorch-metric-learning, forward and gradient."
 import pytest, torch
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss
-from pytorch_metric_learning.losses import SupConLoss, NTXentLoss as PMLNTXent
-from self_supervised.losses import byol, info_nce, moco_v3, nnclr, nt_xent, simsiam, supcon, supcon_keys
+from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+from lightly.loss import VICRegLoss as LightlyVICReg
+from lightly.loss import swav_loss
+from pytorch_metric_learning.losses import SupConLoss, VICRegLoss as PMLVICReg, NTXentLoss as PMLNTXent
+from self_supervised.losses import (barlow_twins, byol, dcl, dino, info_nce, moco_v3, nnclr, nt_xent, simsiam, sinkhorn, supcon, supcon_keys, swav,
+                                    vicreg_loss)
 
 def grads(f, z):
     z = z.clone().requires_grad_(); l = f(z); l.backward()
@@ -65,6 +68,49 @@ def test_supcon_keys_is_supcon():
     yq,yk = torch.arange(6)%4,torch.arange(20)%3
     same(lambda q: supcon_keys(q, yq, k, yk, .1), lambda q: SupConLoss(.1)(q, yq, ref_emb=k, ref_labels=yk), q)
 
+@pytest.mark.parametrize('temp', [.1, .5])
+def test_dcl(temp):
+    norm = torch.nn.functional.normalize
+    def weights(a, b): return 2-len(a)*((a*b).sum(1).detach()/.5).softmax(0)
+    z,_ = pair(b=9)
+    same(lambda z: dcl(z, temp), lambda z: DCLLoss(temp)(*z.chunk(2)), z)
+    same(lambda z: dcl(z, temp, .5), lambda z: DCLLoss(temp, weights)(*z.chunk(2)), z)
+    with pytest.warns(UserWarning): same(lambda z: dcl(z, temp, .5), lambda z: DCLWLoss(temp)(*z.chunk(2)), z)     # it copies a tensor
+
+@pytest.mark.parametrize('b,d', [(6,16), (32,8)])
+def test_redundancy(b, d):
+    "lightly and pytorch-metric-learning halve VICReg's variance term, as its authors' code does"
+    z,_ = pair(b=b, d=d)
+    same(lambda z: barlow_twins(z), lambda z: BarlowTwinsLoss()(*z.chunk(2)), z)
+    same(lambda z: vicreg_loss(z, variance=12.5)[0], lambda z: LightlyVICReg()(*z.chunk(2)), z)
+    same(lambda z: vicreg_loss(z, variance=12.5)[0], lambda z: PMLVICReg()(z[:b], ref_emb=z[b:]), z)
+
+@pytest.mark.parametrize('eps,n', [(.05,3), (.1,1), (.03,10)])
+def test_sinkhorn_and_swav(eps, n):
+    g = torch.Generator().manual_seed(0)
+    norm = torch.nn.functional.normalize
+    s = norm(torch.randn(4*12, 16, generator=g), dim=1) @ norm(torch.randn(7, 16, generator=g), dim=1).T
+    queued = [s[i::5]*.9 for i in range(2)]
+    torch.testing.assert_close(sinkhorn(s, eps, n), swav_loss.sinkhorn(s, n, eps), rtol=1e-4, atol=1e-6)
+    peer = SwaVLoss(.1, n, eps)
+    same(lambda s: swav(s, 4, (0,1), None, .1, eps, n), lambda s: peer(list(s.chunk(4)[:2]), list(s.chunk(4)[2:]))[0], s)
+    same(lambda s: swav(s, 4, (0,1), queued, .1, eps, n), lambda s: peer(list(s.chunk(4)[:2]), list(s.chunk(4)[2:]), queued)[0], s)
+
+def test_dino_over_epochs():
+    "The loss at the temperature of each epoch, and the centre after each batch"
+    g,d = torch.Generator().manual_seed(0),10
+    peer,center = DINOLoss(d, warmup_teacher_temp=.04, teacher_temp=.07, warmup_teacher_temp_epochs=3),torch.zeros(d)
+    for epoch in range(5):
+        s,t = torch.randn(4*6, d, generator=g),torch.randn(2*6, d, generator=g)
+        peer.center.copy_(center)
+        tpt = min(.04+.03*epoch/2, .07)
+        def lightly(s):
+            peer.center = center[None,None].clone()
+            return peer(list(t.chunk(2)), list(s.chunk(4)), epoch=epoch)
+        same(lambda s: dino(s, t, center, .1, tpt, 4, (0,1)), lightly, s)
+        center = center.lerp(t.mean(0), .1)
+        torch.testing.assert_close(center, peer.center[0,0])
+
 def test_fp32_under_autocast():
     z = torch.randn(16, 8)
     with torch.autocast('cpu', torch.bfloat16):
@@ -79,3 +125,9 @@ def test_temp(temp):
 def test_shapes():
     with pytest.raises(ValueError, match='z must be'): nt_xent(torch.randn(5,2))
     with pytest.raises(ValueError, match='z must be'): supcon(torch.randn(5,2), torch.zeros(4))
+    for f in (nt_xent, dcl, barlow_twins, vicreg_loss):
+        with pytest.raises(ValueError, match='z must be'): f(torch.randn(5,2))
+    for f in (dcl, barlow_twins, vicreg_loss):
+        with pytest.raises(ValueError, match='at least 2 images'): f(torch.randn(2,4))
+    with pytest.raises(ValueError, match='targets and outputs'): dino(torch.randn(8,4), torch.randn(5,4), torch.zeros(4))
+    with pytest.raises(ValueError, match='eps'): sinkhorn(torch.randn(4,3), 0)

@@ -20,5 +20,9 @@ from .moco import *
 from .byol import *
 from .simsiam import *
 from .nnclr import *
+from .barlow_twins import *
+from .vicreg import *
+from .swav import *
+from .dino import *
 
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -19,23 +19,23 @@ def create_byol_model(encoder:nn.Module, hidden_size:int=4096, projection_size:i
     "Encoder, projector and predictor of BYOL"
     return create_predictor_model(encoder, hidden_size, projection_size, **kwargs)
 
-@delegates(get_batch_augs)
+@delegates(get_multi_aug_pipelines, but='n')
 def get_byol_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
                            blur_p:tuple=(1.,.1), solarize_p:tuple=(0.,.2), **kwargs) -> list:
     "BYOL's two views; `blur_p` and `solarize_p` are pairs, one number a view"
-    return [get_batch_augs(size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=b, solarize=s>0, solarize_p=s, **kwargs)
-            for b,s in zip(blur_p, solarize_p)]
+    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=blur_p, solarize=True, solarize_p=solarize_p, **kwargs)
 
 # %% ../../nbs/13_vision.byol.ipynb #905c9d9b
 class BYOL(TeacherCallback):
     "BYOL (2006.07733): predict the momentum encoder's projection of the other view"
-    parts = ('encoder','projector','predictor')
+    parts,multi_crop = ('encoder','projector','predictor'),True
     def __init__(self,
-        aug_pipelines:list, # Two pipelines, e.g. from `get_byol_aug_pipelines`
+        aug_pipelines:list, # Two pipelines or more, e.g. from `get_byol_aug_pipelines`
         m:float|tuple=(.996,1.), # Momentum, or (start, end) on a cosine; .99 suits short training
+        large_crop_ids:list|None=None, # Views that the teacher sees, for pipelines of several sizes; None is all
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
-        self.m = check_momentum(m)
+        self.m,self.large_crop_ids = check_momentum(m),check_crop_ids('large_crop_ids', large_crop_ids, self.n_views)
 
-    def lf(self, pred, y, z): return byol(pred[0], z)
+    def lf(self, pred, y, z): return byol(pred[0], z, self.n_views, self.large_crop_ids)

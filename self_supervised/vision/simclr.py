@@ -25,13 +25,21 @@ def get_simclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
 
 # %% ../../nbs/10_vision.simclr.ipynb #ae8ac74a
 class SimCLR(SSLCallback):
-    "SimCLR (2002.05709): NT-Xent between two views of every image; labels are not used"
+    "SimCLR (2002.05709): NT-Xent between the views of every image; labels are not used"
+    multi_crop = True
     def __init__(self,
-        aug_pipelines:list, # Two pipelines, e.g. from `get_simclr_aug_pipelines`
+        aug_pipelines:list, # Two pipelines or more, e.g. from `get_simclr_aug_pipelines`
         temp:float=0.1, # Temperature
+        decoupled:bool=False, # DCL (2110.06848), for small batches; shifted by a constant so that it is not negative
+        sigma:float|None=None, # DCLW's σ, .5 in its paper: weigh positives by how far apart they are
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
-        self.temp = check_temp(temp)
+        if (decoupled or sigma) and self.n_views > 2: raise ValueError(f"decoupled: DCL compares two views, got {self.n_views} pipelines")
+        if sigma is not None and not (decoupled and sigma > 0): raise ValueError(f"sigma must be > 0, with decoupled=True, got {sigma!r}")
+        store_attr('decoupled,sigma'); self.temp = check_temp(temp)
 
-    def lf(self, pred, *yb): return nt_xent(pred, self.temp)
+    def lf(self, pred, *yb):
+        if not self.decoupled: return nt_xent(pred, self.temp, self.n_views)
+        if len(pred) < 4: return pred.sum()*0         # a last validation batch of one image has no negatives
+        return dcl(pred, self.temp, self.sigma) + (3 if self.sigma else 2)/self.temp

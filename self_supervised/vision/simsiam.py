@@ -26,5 +26,5 @@ def get_simsiam_aug_pipelines(size:int|tuple, resize_scale:tuple=(.2,1.), rotate
 # %% ../../nbs/14_vision.simsiam.ipynb #88660972
 class SimSiam(SSLCallback):
     "SimSiam (2011.10566): predict the other view's projection, whose gradient is stopped"
-    parts = ('encoder','projector','predictor')
-    def lf(self, pred, *yb): return simsiam(*pred)
+    parts,multi_crop = ('encoder','projector','predictor'),True
+    def lf(self, pred, *yb): return simsiam(*pred, self.n_views)

@@ -61,8 +61,9 @@ class PartlyLabelled:
 # %% ../../nbs/11_vision.supcon.ipynb #b19c2399
 class SupCon(PartlyLabelled, SSLCallback):
     "SupCon (2004.11362) on partly labelled data: `unsup_lf + reg_lambda * sup_lf`"
+    multi_crop = True
     def __init__(self,
-        aug_pipelines:list, # Two pipelines, e.g. from `get_supcon_aug_pipelines`
+        aug_pipelines:list, # Two pipelines or more, e.g. from `get_supcon_aug_pipelines`
         unsup_class_id:int|None=None, # Label of the unlabelled images, `dls.vocab.o2i['unsup']`; None if all are labelled
         unsup_method:str=UnsupMethod.All, # One of `UnsupMethod`
         reg_lambda:float=1., # Weight λ of the supervised term
@@ -76,13 +77,15 @@ class SupCon(PartlyLabelled, SSLCallback):
 
     def unsup_lf(self, pred, yb):
         "NT-Xent of all images, or of the unlabelled ones"
-        if self.unsup_method == UnsupMethod.Only: pred = pred[self.unsup_mask(yb).repeat(2)]
-        return nt_xent(pred, self.temp) if len(pred) else pred.float().sum()*0
+        n = len(pred)//len(yb)
+        if self.unsup_method == UnsupMethod.Only: pred = pred[self.unsup_mask(yb).repeat(n)]
+        return nt_xent(pred, self.temp, n) if len(pred) else pred.float().sum()*0
 
     def sup_lf(self, pred, yb):
         "Supervised contrastive loss of the labelled images"
-        keep = ~self.unsup_mask(yb).repeat(2)
-        return supcon(pred[keep], yb.repeat(2)[keep], self.temp)
+        y = yb.repeat(len(pred)//len(yb))
+        keep = ~self.unsup_mask(y)
+        return supcon(pred[keep], y[keep], self.temp)
 
 # %% ../../nbs/11_vision.supcon.ipynb #b9b0c200
 class SupConMOCO(PartlyLabelled, KeyQueueCallback):
