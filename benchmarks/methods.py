@@ -7,8 +7,7 @@ from fastcore.script import call_parse
 
 from self_supervised.vision.all import *
 
-views = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=15, rotate_p=.5, flip_p=0, bw=False, blur=False, jitter_s=.5, stats=digits_stats)
-two = lambda: get_multi_aug_pipelines(2, 16, **views)
+two = lambda: get_multi_aug_pipelines(2, 16, **digits_views)
 paper = dict(opt=partial(SGD, mom=.9), lr=.05, wd=1e-4)
 
 # model, callback, and how to train it; heads, momentum and queue are for a small encoder and a short training

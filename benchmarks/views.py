@@ -84,7 +84,7 @@ def profile(bs=256, size=64, runs=7):
 def quality(seeds, epochs):
     "kNN accuracy of SimCLR on the digits with these views and with kornia's, same recipe and budget"
     def pipes(engine):
-        if engine == 'ours': return [get_batch_augs(16, rotate=True, rotate_deg=15, rotate_p=.5, resize_scale=(.6,1.), flip_p=0, blur=False, jitter_s=1., stats=stats)]*2
+        if engine == 'ours': return [get_batch_augs(16, **{**digits_views, 'bw':True, 'jitter_s':1., 'stats':stats})]*2
         return [Pipeline([ToImageBatch(), KorniaAug(kornia_pipe(16, (.6,1.), False, rotate=(15.,.5), flip=0., stats=stats))], split_idx=0)]*2
     d = load_digits()
     x,stats = F.interpolate(tensor(d.images).float()[:,None]/16, (16,16), mode='bilinear').clamp(0,1).repeat(1,3,1,1),[o*3 for o in digits_stats]

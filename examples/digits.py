@@ -6,7 +6,7 @@ import pandas as pd
 import matplotlib
 matplotlib.use('Agg')
 
-size, view_args = 16, dict(resize_scale=(.6,1.), rotate=True, rotate_deg=15, rotate_p=.5, flip_p=0, bw=False, blur=False, stats=digits_stats)
+size = 16
 
 def new_encoder(): return create_encoder("resnet10t", pretrained=False, n_in=1)
 
@@ -49,7 +49,7 @@ def main(
             set_seed(seed)
             return digits_dls(n_labels=n_labels, share=share, bs=256, seed=seed, size=size)
         dls = data(.5); unsup = dls.vocab.o2i['unsup']
-        augs = get_supcon_aug_pipelines(size, **view_args)
+        augs = get_supcon_aug_pipelines(size, **digits_views)
         row = {'raw pixels, kNN': pixels(dls, unsup), 'labels alone': supervised(dls, unsup, augs, epochs)}
         row['SimCLR, kNN'],_ = pretrain(data(None), unsup, SimCLR(augs, temp=.5), epochs)
         cb = SupCon(augs, unsup, UnsupMethod.Only, temp=.5)

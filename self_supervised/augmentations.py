@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_view', 'get_batch_augs',
-           'get_multi_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views', 'make_views', 'assert_aug_pipelines',
-           'get_norm', 'decode_views']
+           'get_multi_aug_pipelines', 'get_asymmetric_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views',
+           'make_views', 'assert_aug_pipelines', 'get_norm', 'decode_views']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
 import warnings
@@ -132,6 +132,12 @@ def get_multi_aug_pipelines(n:int, size:int|tuple, **kwargs) -> list:
     for k,v in ps.items():
         if len(v) != n: raise ValueError(f"{k} must be a probability or {n} of them, one a view, got {v!r}")
     return [get_batch_augs(size, **{**kwargs, **{k:v[i] for k,v in ps.items()}}) for i in range(n)]
+
+@delegates(get_multi_aug_pipelines, but='n')
+def get_asymmetric_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
+                                 blur_p:tuple=(1.,.1), solarize:bool=True, solarize_p:tuple=(0.,.2), **kwargs) -> list:
+    "The two views of BYOL: one is always blurred, the other seldom, and sometimes solarised; `blur_p` and `solarize_p` hold a number a view"
+    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
 
 @delegates(get_batch_augs, but='resize_scale,blur_p,solarize_p')
 def get_multi_crop_pipelines(

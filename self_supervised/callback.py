@@ -134,10 +134,9 @@ class SSLCallback(Callback):
 
 # %% ../nbs/05_callback.ipynb #048cae80
 class StagedMixin:
-    "For state that follows the batches: what is `stage`d is pushed once, after the step, or after the batch if there was no step"
+    "For state that follows the batches: what is `stage`d goes to the method's `push` once, after the step, or after the batch if there was no step"
     staged = None
     def stage(self, *args): self.staged = args
-    def push(self, *args): raise NotImplementedError(f"{type(self).__name__} must define push")
     def flush(self):
         if self.staged: self.push(*self.staged)
         self.staged = None

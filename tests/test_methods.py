@@ -119,7 +119,7 @@ def test_save_load_export(name, tmp_path):
 def test_show_any_time(name):
     learn = make(name); cb = getattr(learn, name)
     v = len(cb.aug_pipelines)
-    assert cb.show(n=3).shape == (3,v)
+    assert cb.show(n=3, describe=True).shape == (3,v) and ' at ' in plt.gca().get_title()
     class During(Callback):
         def after_epoch(self): self.axs = cb.show(n=2)
     learn.add_cb(During()); fit(learn)

@@ -18,11 +18,10 @@ def create_barlow_twins_model(encoder:nn.Module, hidden_size:int=8192, projectio
     "Encoder and the wide three-layer projector of Barlow Twins"
     return create_projection_model(encoder, hidden_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
 
-@delegates(get_multi_aug_pipelines, but='n')
-def get_barlow_twins_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
-                                   blur_p:tuple=(1.,.1), solarize_p:tuple=(0.,.2), **kwargs) -> list:
-    "Barlow Twins' two views; `blur_p` and `solarize_p` hold a number a view"
-    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=blur_p, solarize=True, solarize_p=solarize_p, **kwargs)
+@delegates(get_asymmetric_aug_pipelines)
+def get_barlow_twins_aug_pipelines(size:int|tuple, **kwargs) -> list:
+    "Barlow Twins' two views, which are BYOL's"
+    return get_asymmetric_aug_pipelines(size, **kwargs)
 
 # %% ../../nbs/16_vision.barlow_twins.ipynb #8714066f
 class BarlowTwins(SSLCallback):

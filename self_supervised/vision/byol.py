@@ -19,11 +19,10 @@ def create_byol_model(encoder:nn.Module, hidden_size:int=4096, projection_size:i
     "Encoder, projector and predictor of BYOL"
     return create_predictor_model(encoder, hidden_size, projection_size, **kwargs)
 
-@delegates(get_multi_aug_pipelines, but='n')
-def get_byol_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
-                           blur_p:tuple=(1.,.1), solarize_p:tuple=(0.,.2), **kwargs) -> list:
-    "BYOL's two views; `blur_p` and `solarize_p` are pairs, one number a view"
-    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=blur_p, solarize=True, solarize_p=solarize_p, **kwargs)
+@delegates(get_asymmetric_aug_pipelines)
+def get_byol_aug_pipelines(size:int|tuple, **kwargs) -> list:
+    "BYOL's two views"
+    return get_asymmetric_aug_pipelines(size, **kwargs)
 
 # %% ../../nbs/13_vision.byol.ipynb #905c9d9b
 class BYOL(TeacherCallback):

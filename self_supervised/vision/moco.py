@@ -29,11 +29,10 @@ def get_moco_aug_pipelines(size:int|tuple, resize_scale:tuple=(.2,1.), rotate:bo
     "Two views with the recipe of MoCo v2"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
-@delegates(get_multi_aug_pipelines, but='n')
-def get_mocov3_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
-                             blur_p:tuple=(1.,.1), solarize_p:tuple=(0.,.2), **kwargs) -> list:
-    "Two views with the recipe of MoCo v3, which is BYOL's; `blur_p` and `solarize_p` hold a number a view"
-    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=blur_p, solarize=True, solarize_p=solarize_p, **kwargs)
+@delegates(get_asymmetric_aug_pipelines)
+def get_mocov3_aug_pipelines(size:int|tuple, **kwargs) -> list:
+    "MoCo v3's two views, which are BYOL's"
+    return get_asymmetric_aug_pipelines(size, **kwargs)
 
 # %% ../../nbs/12_vision.moco.ipynb #90d5972f
 class MOCO(KeyQueueCallback):
