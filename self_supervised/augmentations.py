@@ -46,7 +46,7 @@ class NormalizeViews(Normalize):
         mean,std = self.stats(x)
         return x*std+mean
 
-# %% ../nbs/01_augmentations.ipynb #6c99d3f7
+# %% ../nbs/01_augmentations.ipynb #612e02c8
 @functools.lru_cache(None)
 def _warn_size(size, hw, crop=1.):
     if max(size[0]/hw[0], size[1]/hw[1]) > 1: warnings.warn(f"size: views of {size} are enlarged from images of {hw}; they hold no more detail")
@@ -59,11 +59,13 @@ class ViewAugs(DisplayedTransform):
     split_idx,order = 0,0
     def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p=0., deg=0., rotate_p=0., jitter:tuple=(0.,)*4, jitter_p=0., bw_p=0., blur_s:tuple=(.1,2.), blur_p=0.,
                  solarize_p=0., stats:tuple|None=None, same_on_batch=False):
-        store_attr(); self.norm = NormalizeViews.from_stats(*stats, cuda=False) if stats else None
+        store_attr(); self.recipe = str(vars(self))
+        self.norm = NormalizeViews.from_stats(*stats, cuda=False) if stats else None
 
-    def draw(self, x:Tensor) -> dict: # (n,) tensors
-        "Parameters of a view of each image of the batch `x`: what `views.render` takes"
-        n,dev = 1 if self.same_on_batch else len(x),x.device
+    def draw(self, x:Tensor, n_views:int=1) -> dict: # (n_views·B,) tensors, first views first
+        "Parameters of `n_views` views of each image of the batch `x`: what `views.render` takes"
+        b,dev = len(x),x.device
+        n = n_views if self.same_on_batch else n_views*b
         def on(p): return torch.rand(n, device=dev) < p
         def between(lo, hi): return torch.empty(n, device=dev).uniform_(lo, hi)
         p = dict(draw_crops(n, x.shape[-2:], self.scale, self.ratio, dev), flip=on(self.flip_p), grey=on(self.bw_p), solarize=on(self.solarize_p))
@@ -72,7 +74,7 @@ class ViewAugs(DisplayedTransform):
         jittered = on(self.jitter_p)
         for k,s in zip(('brightness','contrast','saturation'), self.jitter): p[k] = torch.where(jittered, between(max(1-s, 0), 1+s), 1.)
         p['hue'] = torch.where(jittered, between(-self.jitter[3], self.jitter[3]), 0.)
-        return {**{k:v.expand(len(x)) for k,v in p.items()}, 'src':torch.arange(len(x), device=dev)}
+        return {**{k:v.repeat_interleave(n_views*b//n) for k,v in p.items()}, 'src':torch.arange(b, device=dev).repeat(n_views)}
 
     def apply(self, x:Tensor, params:dict) -> TensorImage:
         "The views of the batch `x` that `params` describe; fp32, or the type of `x` if that is another float"
@@ -124,7 +126,7 @@ def get_batch_augs(
                      blur_s, blur_p if blur else 0., solarize_p if solarize else 0., None if xtra else stats, same_on_batch)
     return Pipeline([views, *xtra, *([NormalizeViews.from_stats(*stats, cuda=False)] if xtra and stats is not None else [])], split_idx=0)
 
-# %% ../nbs/01_augmentations.ipynb #1757a6e5
+# %% ../nbs/01_augmentations.ipynb #c400156e
 @delegates(get_batch_augs)
 def get_multi_aug_pipelines(n:int, size:int|tuple, **kwargs) -> list:
     "`n` pipelines with the same recipe; a probability may be a tuple of `n`, one number a view"
@@ -156,16 +158,24 @@ def get_multi_crop_pipelines(
     return (get_multi_aug_pipelines(n_large, size, resize_scale=resize_scale, blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
             + get_multi_aug_pipelines(n_small, small_size, resize_scale=small_scale, blur_p=small_blur_p, **kwargs))
 
+def _groups(pipes, f):
+    "Lists of the indices of the pipelines that start with `ViewAugs`, by `f` of it"
+    return groupby([i for i,p in enumerate(pipes) if isinstance(first(p.fs), ViewAugs)], lambda i: f(pipes[i].fs[0])).values()
+
 def draw_views(pipes:list, x:Tensor) -> list: # Parameters, one dictionary a pipeline, or None for one without `ViewAugs`
-    "What `make_views` needs for the batch `x`"
-    return [p.fs[0].draw(x) if isinstance(first(p.fs), ViewAugs) else None for p in pipes]
+    "What `make_views` needs for the batch `x`; views of the same recipe are drawn together"
+    res = [None]*len(pipes)
+    for idx in _groups(pipes, lambda o: o.recipe):
+        for k,v in pipes[idx[0]].fs[0].draw(x, len(idx)).items():
+            for i,o in zip(idx, v.chunk(len(idx))): res[i] = {**(res[i] or {}), k:o}
+    return res
 
 def make_views(pipes:list, x:Tensor, drawn:list|None=None) -> list: # Batches of views, one a pipeline
     "Views of the batch `x` for each pipeline; those of one size are rendered in one call, as `drawn` by `draw_views`"
-    x,drawn = TensorImage(x),ifnone(drawn, draw_views(pipes, x))
+    drawn = ifnone(drawn, draw_views(pipes, x.as_subclass(torch.Tensor)))
+    x = TensorImage(x)
     res = [p(x) if d is None else None for p,d in zip(pipes, drawn)]
-    groups = groupby([i for i,d in enumerate(drawn) if d is not None], lambda i: (pipes[i].fs[0].size, str(pipes[i].fs[0].stats)))
-    for idx in groups.values():
+    for idx in _groups(pipes, lambda o: (o.size, str(o.stats))):
         views = pipes[idx[0]].fs[0].apply(x, {k:torch.cat([drawn[i][k] for i in idx]) for k in drawn[idx[0]]})
         for i,v in zip(idx, views.split(len(x))): res[i] = compose_tfms(v, pipes[i].fs[1:], split_idx=0)
     return res

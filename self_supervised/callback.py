@@ -36,7 +36,7 @@ def check_patches(encoder, views):
     for v in views:
         if v.shape[-2] % p[0] or v.shape[-1] % p[1]: raise ValueError(f"size: views of {tuple(v.shape[-2:])} cannot be cut into the encoder's patches of {p}: choose multiples of these")
 
-# %% ../nbs/05_callback.ipynb #c59988de
+# %% ../nbs/05_callback.ipynb #0df49171
 class SSLCallback(Callback):
     "Base of the methods: views in `before_batch`, `lf` as the loss while fitting or validating"
     order,run_valid,parts = 8,True,('encoder','projector')
@@ -124,6 +124,7 @@ class SSLCallback(Callback):
         views = make_views(self.aug_pipelines, x, drawn)
         set_random_states(**state)
         widths = dict(width_ratios=[v.shape[-1] for v in views])
+        if describe: kwargs = {'layout':'constrained', **kwargs}
         axs = subplots(len(x), len(views), imsize=imsize, gridspec_kw=widths, **kwargs)[1].reshape(len(x), len(views))
         for j,(p,v) in enumerate(zip(self.aug_pipelines, views)):
             v = decode_views(p, v).cpu()

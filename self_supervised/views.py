@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/00_views.ipynb #b9abee9b
+# %% ../nbs/00_views.ipynb #dc8f03ec
 def view_map(
     p:dict, # (n,) tensors: `top`, `left`, `height`, `width` of the crop in pixels, `flip` (bool), `angle` (degrees, counter-clockwise)
     hw:tuple, # Height and width of the images
@@ -40,14 +40,20 @@ def warp(
         for k in ks: i = factor == k; out[i] = warp(x, src[i], theta[i], factor[i], size)
         return out
     u,v = (torch.arange(o, device=x.device)+.5-o/2 for o in size[::-1])
-    grid = torch.empty(len(src), *size, 2, device=x.device)
-    for i in (0,1): torch.add((theta[:,i,:1]*u + theta[:,i,2:])[:,None], (theta[:,i,1:2]*v)[:,:,None], out=grid[...,i])
-    im = x[src]
+    grid = (theta[:,:,:1]*u + theta[:,:,2:])[:,:,None] + (theta[:,:,1:2]*v)[...,None]
+    im = x.index_select(0, src)
     im = im.float()/255 if im.dtype == torch.uint8 else im.float()
     if ks[0] > 1: im = F.interpolate(im, [-(-o//ks[0]) for o in x.shape[2:]], mode='area')
-    return F.grid_sample(im, grid, padding_mode='reflection', align_corners=False)
+    turned = theta[:,[0,1],[1,0]].any()                      # without a rotation only half a pixel leaves the image, where both paddings agree
+    return F.grid_sample(im, grid.permute(0,2,3,1), padding_mode='reflection' if turned else 'border', align_corners=False)
 
-# %% ../nbs/00_views.ipynb #591e23ff
+# %% ../nbs/00_views.ipynb #ae09792f
+def _taps(n, r, device):
+    "(2r+1, n·n): one-hot, the pixel that each tap of each of `n` pixels reads, reflected at the border"
+    i = (torch.arange(n, device=device)[:,None] + torch.arange(-r, r+1, device=device)).abs()
+    i = n-1-(n-1-i).abs()
+    return torch.zeros(n, 2*r+1, n, device=device).scatter_(2, i[:,:,None], 1.).transpose(0, 1).reshape(2*r+1, n*n)
+
 def blur(
     v:Tensor, # (n, c, h, w) views
     sigma:Tensor # (n,) standard deviation in pixels; 0 does not blur
@@ -59,12 +65,9 @@ def blur(
     if r < 1: return v
     t = torch.arange(-r, r+1, device=v.device)
     g = torch.exp(-.5*(t/sigma.clamp(min=1e-3)[:,None]).square())*(t.abs() <= reach[:,None])
-    g = (g/g.sum(1, keepdim=True))[:,:,None,None,None]
-    for dim,size in ((2,h),(3,w)):
-        x = torch.cat([v.narrow(dim, 1, r).flip(dim), v, v.narrow(dim, size-r-1, r).flip(dim)], dim)
-        v = x.narrow(dim, 0, size)*g[:,0]
-        for k in range(1, 2*r+1): v.addcmul_(x.narrow(dim, k, size), g[:,k])
-    return v
+    g = g/g.sum(1, keepdim=True)
+    mats = {o: (g @ _taps(o, r, v.device)).view(n, o, o) for o in {h,w}}
+    return mats[h][:,None] @ (v.reshape(n, c*h, w) @ mats[w].transpose(1, 2)).view_as(v)
 
 # %% ../nbs/00_views.ipynb #bd6923d8
 grey = (.2989,.587,.114)
@@ -94,7 +97,7 @@ def color_matrices(
         m = torch.where(p['grey'][:,None,None], to_grey @ m, m)
     return b*con*m,b*(1-con)*(m @ to_grey)
 
-# %% ../nbs/00_views.ipynb #d702640e
+# %% ../nbs/00_views.ipynb #82e39b42
 def paint(
     v:Tensor, # (n, c, h, w) views in [0,1]
     a:Tensor, m:Tensor, # (n, c, c), from `color_matrices`
@@ -103,10 +106,13 @@ def paint(
 ) -> Tensor: # (n, c, h, w)
     "Colours, clamped to [0,1], solarised and normalised"
     x = v.flatten(2)
-    x = torch.baddbmm(m @ x.mean(2, keepdim=True), a, x).view_as(v).clamp_(0, 1)
+    mean,std = (o[:,None] for o in (norm or (v.new_zeros(v.shape[1]),v.new_ones(v.shape[1]))))
+    black,white = -mean/std,(1-mean)/std
+    x = torch.baddbmm((m @ x.mean(2, keepdim=True)-mean)/std, a/std, x)
+    torch.maximum(x, black, out=x); torch.minimum(x, white, out=x)
     i = solarize.nonzero()[:,0]
-    if len(i): x[i] = torch.where(x[i] >= .5, 1-x[i], x[i])
-    return x if norm is None else x.sub_(norm[0][:,None,None]).div_(norm[1][:,None,None])
+    if len(i): x[i] = torch.where(x[i] >= (black+white)/2, black+white-x[i], x[i])
+    return x.view_as(v)
 
 @torch.no_grad()
 def render(
@@ -119,7 +125,7 @@ def render(
     "The views that `p` describes"
     out = torch.empty(len(p['src']), x.shape[1], *size, device=x.device)
     if chunk is None: chunk = max(8, (3*2**19 if x.device.type == 'cpu' else 2**28)//(4*out[0].numel()))
-    order = p['sigma'].argsort()
+    order = p['sigma'].argsort()                             # the views to blur side by side
     with torch.autocast(x.device.type, enabled=False):
         args = [o[order].split(chunk) for o in (p['src'],*view_map(p, x.shape[2:], size),p['sigma'],*color_matrices(p, x.shape[1]),p['solarize'])]
         for i,src,theta,factor,sigma,a,m,solarize in zip(order.split(chunk), *args):
