@@ -6,12 +6,13 @@
 __all__ = ['group_views', 'in_view_order', 'check_patches', 'SSLCallback', 'StagedMixin', 'TeacherCallback', 'check_crop_ids',
            'projection_size', 'QueueMixin', 'KeyQueueCallback', 'LossTerm', 'TermsMixin', 'learner_norm']
 
-# %% ../nbs/05_callback.ipynb #3d71b6d4
+# %% ../nbs/05_callback.ipynb #5b9c880b
 import inspect, warnings
 from contextlib import nullcontext
 from fastai.vision.all import *
 from . import layers
 from .augmentations import *
+from .collectives import *
 from .momentum import *
 
 # %% ../nbs/05_callback.ipynb #8538c396
@@ -36,11 +37,16 @@ def check_patches(encoder, views):
     for v in views:
         if v.shape[-2] % p[0] or v.shape[-1] % p[1]: raise ValueError(f"size: views of {tuple(v.shape[-2:])} cannot be cut into the encoder's patches of {p}: choose multiples of these")
 
-# %% ../nbs/05_callback.ipynb #0df49171
+# %% ../nbs/05_callback.ipynb #efe8fc88
+def _len(o):
+    try: return len(o)
+    except TypeError: return None
+
 class SSLCallback(Callback):
     "Base of the methods: views in `before_batch`, `lf` as the loss while fitting or validating"
     order,run_valid,parts = 8,True,('encoder','projector')
     n_views,multi_crop = 2,False # How many views, and whether more are welcome
+    compares = True # Does the loss compare images with each other? Then it gets those of all processes
     def __init__(self, aug_pipelines:list, print_augs:bool=False):
         self.aug_pipelines = assert_aug_pipelines(aug_pipelines, self.n_views)
         n = len(aug_pipelines)
@@ -73,7 +79,9 @@ class SSLCallback(Callback):
     def after_create(self):
         self.check_setup()
         self.attach(get_model(self.learn.model))
-    def before_fit(self): self.after_create()
+    def before_fit(self):
+        self.after_create()
+        if self.distributed: self.check_processes()
     def after_step(self): pass
     def before_train(self): self.swap_loss()
     def before_validate(self):
@@ -87,12 +95,13 @@ class SSLCallback(Callback):
         if self.learn.loss_func != self.lf: self.old_lf,self.learn.loss_func = self.learn.loss_func,self.lf
 
     def check_batch(self, x, yb):
-        if self.training and len(x) < 2: raise ValueError("a batch of one image has nothing to compare it with: train with bs of at least 2 and drop_last=True")
+        if self.training and sum(self.shares) < 2: raise ValueError("a batch of one image has nothing to compare it with: train with bs of at least 2 and drop_last=True")
         if x.isnan().any(): raise ValueError(f"NaN in images {x.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of the batch: mend or drop them")
 
     def before_batch(self):
         if isinstance(self.learn.xb, Tensor): raise ValueError("batches must be tuples: let the data set return (image,) instead of image")
         x,yb = self.learn.x,self.learn.yb
+        self.shares = all_sizes(len(x), x.device) if self.distributed else [len(x)]
         self.check_batch(x, yb)
         views,self.learn.yb = self.inputs(make_views(self.aug_pipelines, x), yb if len(yb) else (self.no_labels(x),))
         check_patches(get_model(self.learn.model).encoder, views)
@@ -108,7 +117,28 @@ class SSLCallback(Callback):
         if not any(o.kind == o.VAR_POSITIONAL for o in f):
             raise ValueError("model: views of several sizes need a forward that takes one batch a size, as those of create_*_model: forward(self, *xs), see layers.embed")
 
-    def after_pred(self): self.learn.pred = apply(partial(in_view_order, order=self.view_order), self.learn.pred)
+    def after_pred(self):
+        self.learn.pred = apply(partial(in_view_order, order=self.view_order), self.learn.pred)
+        if self.distributed and self.compares:
+            self.learn.pred,self.learn.yb = apply(partial(gather_views, sizes=self.shares), (self.learn.pred, tuple(self.learn.yb)))
+
+    def after_loss(self):
+        if not (self.distributed and not self.compares): return
+        w = len(self.shares)*self.shares[rank_distrib()]/sum(self.shares)
+        if w != 1: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*w,self.learn.loss*w
+
+    @property
+    def distributed(self) -> bool:
+        "Several processes train this learner together"
+        return world() > 1 and hasattr(self.learn, 'distributed_trainer')
+
+    def check_processes(self):
+        "Raise unless all processes have the same model and amount of data; from here on each draws views of its own"
+        model = get_model(self.learn.model)
+        check_same({'method':type(self).__name__, 'K':getattr(self, 'K', None), 'training images':_len(self.learn.dls.train.dataset), 'validation images':_len(self.learn.dls.valid.dataset),
+                    'batch size':getattr(self.learn.dls.train, 'bs', None), 'shapes of the model':str([tuple(p.shape) for p in model.parameters()]),
+                    'sum of the weights':sum(p.detach().double().sum().item() for p in model.parameters())})
+        torch.manual_seed(torch.randint(2**62, ()).item() + rank_distrib())
 
     def no_labels(self, x:Tensor) -> Tensor:
         "Labels of a batch that has none, -1: fastai skips the loss without a `yb`"
@@ -174,7 +204,7 @@ class TeacherCallback(SSLCallback):
 
     def after_step(self): self.encoder_k.update(get_model(self.learn.model), momentum_at(self.m, getattr(self.learn, 'pct_train', 0.)))
 
-# %% ../nbs/05_callback.ipynb #a274e09c
+# %% ../nbs/05_callback.ipynb #83cff5cf
 def check_crop_ids(name:str, ids, n_views:int, least:int=1) -> list|None:
     "Raise unless `ids` are `least` or more different views of `n_views`; None stands for all of them"
     if ids is None: return ids
@@ -207,7 +237,8 @@ class QueueMixin(StagedMixin):
 
     def queue_width(self, model): return projection_size(model)
     def push(self, z, y):
-        "Queue embeddings, with their labels if these are a class an image"
+        "Queue embeddings of all processes, with their labels if these are a class an image"
+        if self.distributed and not self.compares: z,y = (gather(o.detach(), self.shares) for o in (z,y))
         self.queue.push(z.detach(), y.as_subclass(Tensor) if y.ndim == 1 and not y.is_floating_point() else None)
 
 class KeyQueueCallback(QueueMixin, TeacherCallback):
@@ -216,8 +247,10 @@ class KeyQueueCallback(QueueMixin, TeacherCallback):
     def teach(self, views): return F.normalize(super().teach(views), dim=1)
     def inputs(self, views, yb):
         keys,labels = self.teach(views[1:]),yb[0]
-        self.stage(keys, labels)
         return (views,(keys, labels, self.teach(views[:1]))) if self.symmetric else (views[:1],(keys, labels))
+    def after_pred(self):
+        super().after_pred()
+        self.stage(*self.learn.yb[:2])
 
 # %% ../nbs/05_callback.ipynb #b45483de
 class LossTerm(Metric):

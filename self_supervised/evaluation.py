@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['knn_predict', 'knn_accuracy', 'get_features', 'KNN', 'spread', 'plot_embedding']
 
-# %% ../nbs/70_evaluation.ipynb #6a828cbe
+# %% ../nbs/70_evaluation.ipynb #5716090d
 from contextlib import nullcontext
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
 from .augmentations import ToImageBatch
+from .collectives import *
 from .callback import SSLCallback, learner_norm
 
 # %% ../nbs/70_evaluation.ipynb #1bcf5bb9
@@ -35,19 +36,22 @@ def knn_accuracy(bank, y, x, targ, k:int=20, temp:float=0.07) -> float:
     "Share of `targ` that `knn_predict` finds"
     return (knn_predict(bank, y, x, k, temp) == targ).float().mean().item()
 
-# %% ../nbs/70_evaluation.ipynb #c64ae808
+# %% ../nbs/70_evaluation.ipynb #3f8080f8
 @torch.no_grad()
 def get_features(
     learn:Learner,
     ds_idx:int=1, # 0 is the training set, 1 the validation set
     projected:bool=False # What the projector makes of the features
 ) -> tuple: # Features (n, nf) and labels (n,), on the CPU
-    "Encoder features of a data set without augmentation, normalised as the views are"
-    ds,dl = learn.dls[ds_idx].dataset,learn.dls.valid
-    if hasattr(dl, 'new'): dl = dl.new(ds, shuffle=False, drop_last=False)
-    else: dl = torch.utils.data.DataLoader(ds, dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
+    "Encoder features of a data set without augmentation, normalised as the views are; in `distrib_ctx` each process computes a share, and all get all"
+    ds,dl = learn.dls[ds_idx].dataset,getattr(learn.dls.valid, 'dl', learn.dls.valid)             # a `DistributedDL` holds the loader
+    W,r = (world(),rank_distrib()) if hasattr(learn, 'distributed_trainer') else (1,0)
+    idxs = range(r, len(ds), W)
+    if hasattr(dl, 'new'): dl = dl.new(ds, shuffle=False, drop_last=False, get_idxs=lambda: idxs)
+    else: dl = torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
     model,norm = get_model(learn.model),learner_norm(learn)
     f = nn.Sequential(model.encoder, *([model.projector] if projected else []))
+    if W > 1: share_buffers(f)                # BatchNorm's running statistics, as DDP does before its next forward
     states,feats,ys = {m:m.training for m in f.modules()},[],[]
     f.eval()
     try:
@@ -57,10 +61,13 @@ def get_features(
                 if not yb: raise ValueError("get_features needs data with labels")
                 x = ToImageBatch()(x)
                 if norm: x = norm(x)
-                feats.append(f(x.as_subclass(torch.Tensor)).float().cpu()); ys.append(yb[0].as_subclass(torch.Tensor).cpu())
+                feats.append(f(x.as_subclass(torch.Tensor)).float()); ys.append(yb[0].as_subclass(torch.Tensor))
     finally:
         for m,s in states.items(): m.training = s
-    return torch.cat(feats),torch.cat(ys)
+    feats,ys = torch.cat(feats),torch.cat(ys)
+    if W == 1: return feats.cpu(),ys.cpu()
+    order = torch.cat([torch.arange(o, len(ds), W) for o in range(W)]).argsort()
+    return gather(feats).cpu()[order],gather(ys).cpu()[order]
 
 class KNN(Metric):
     "kNN accuracy of the encoder on the validation set, bank from the labelled training images"

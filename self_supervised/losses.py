@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['check_temp', 'remove_diag', 'similarity', 'nt_xent', 'dcl', 'supcon', 'supcon_keys', 'info_nce', 'moco_v3', 'nnclr',
-           'across_views', 'byol', 'simsiam', 'barlow_twins', 'vicreg_loss', 'all_reduce', 'sinkhorn', 'swav', 'dino']
+           'across_views', 'byol', 'simsiam', 'barlow_twins', 'vicreg_loss', 'sinkhorn', 'swav', 'dino']
 
-# %% ../nbs/03_losses.ipynb #f7ef1a6b
+# %% ../nbs/03_losses.ipynb #b88eeb67
 import math
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from .collectives import all_reduce
 
 # %% ../nbs/03_losses.ipynb #b74fda2a
 def check_temp(temp):
@@ -199,12 +199,7 @@ def vicreg_loss(z:Tensor, # (2B, d) embeddings, first views then second views, B
         cov = sum(map(_off_covariance, zs))
         return invariance*inv + variance*var + covariance*cov,(inv,var,cov)
 
-# %% ../nbs/03_losses.ipynb #d9d317a9
-def all_reduce(x, op='SUM'):
-    "`x` summed over processes, if there are several"
-    if dist.is_available() and dist.is_initialized(): dist.all_reduce(x, getattr(dist.ReduceOp, op))
-    return x
-
+# %% ../nbs/03_losses.ipynb #752d1860
 @torch.no_grad()
 def sinkhorn(
     scores:Tensor, # (B, P) scores of images and prototypes; with several processes each passes its own images

@@ -1,8 +1,16 @@
-"Several processes on gloo compute what one does."
+"Several processes on gloo compute what one does, for every method."
+import os
+import sys
+from functools import partial
 import pytest, torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
+from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
+from self_supervised.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
+from self_supervised.vision.all import KNN, ToImageBatch, get_model
+from test_methods import METHODS, each, image
 
 def start(rank, path):
     dist.init_process_group('gloo', init_method=f'file://{path}/sync', rank=rank, world_size=2)
@@ -18,3 +26,106 @@ def test_sinkhorn(tmp_path, cut):
     scores = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     mp.spawn(_sinkhorn, (str(tmp_path), scores, cut), nprocs=2)
     torch.testing.assert_close(torch.cat([torch.load(tmp_path/str(i)) for i in range(2)]), sinkhorn(scores, .02), rtol=1e-5, atol=1e-6)
+
+# three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1
+
+N,LR = 20,{'':.02, 'barlow_twins':1e-4, 'vic_reg':1e-3}    # where losses are sums, gradients are large
+SHARES = list(range(11)),list(range(11, N))
+ORDER = [i for s in range(0, 12, 4) for share in SHARES for i in share[s:s+4]]
+
+class Fixed(DisplayedTransform):
+    "A view that depends on the image alone"
+    split_idx = 0
+    def __init__(self, i, size): self.i,self.size = i,size
+    def encodes(self, x:TensorImage): return TensorImage((x[..., self.i:self.i+self.size, :self.size]-.5)*(2+self.i))
+
+class Shares(DistributedDL):
+    def get_idxs(self):
+        self.n,self.n_padded = N,N+1
+        return SHARES[self.rank]
+
+class Records(Callback):
+    def before_fit(self): self.losses,self.moves = [],[]
+    def after_batch(self): self.losses.append(self.learn.to_detach(self.learn.loss, gather=True).item())
+
+def without_bn(m):
+    "Normalisation an image, in place of a batch"
+    for n,c in m.named_children():
+        if isinstance(c, nn.BatchNorm2d): setattr(m, n, nn.Sequential(nn.GroupNorm(1, c.num_features), *[o for o in (getattr(c, 'drop', None), getattr(c, 'act', None)) if o is not None]))
+        elif isinstance(c, nn.BatchNorm1d): setattr(m, n, nn.LayerNorm(c.num_features))
+        else: without_bn(c)
+    return m
+
+def learner(name, rank=0, **kw):
+    from self_supervised.vision.all import create_encoder
+    cb,model_f,_,args = METHODS[name]
+    args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
+    set_seed(0)
+    model = without_bn(model_f(create_encoder('resnet10t', False)))
+    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino') else 2)]
+    items = [(image(i), torch.tensor(i%3)) for i in range(N)]
+    trn = TfmdDL(items, bs=8, num_workers=0, get_idxs=lambda: ORDER)
+    if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=4, num_workers=0), device=torch.device('cpu'))
+    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records()], metrics=KNN(k=3))
+
+def run(name):
+    learn = learner(name)
+    before = [p.clone() for p in learn.model.parameters()]
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, LR.get(name, LR['']))
+    assert max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)) > 1e-4     # far more than the tolerance below
+    return dict(losses=learn.records.losses[:3], knn=learn.final_record[2], state=get_model(learn.model).state_dict())
+
+def fit_all(path):
+    from accelerate import Accelerator
+    Accelerator(cpu=True)
+    for name in METHODS:
+        learn = learner(name)
+        with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, LR.get(name, LR['']))
+        torch.save(dict(losses=learn.records.losses[:3], knn=learn.final_record[2], state=learn.model.state_dict()), f'{path}/{name}-{rank_distrib()}')
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    path = tmp_path_factory.mktemp('two')
+    launch(__file__, 'fit_all', path)
+    return path
+
+@each
+def test_two_processes_are_one(name, two):
+    one,(a,b) = run(name),(torch.load(two/f'{name}-{r}', weights_only=True) for r in (0,1))
+    torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
+    assert a['losses'] == b['losses'] and a['knn'] == b['knn'] == pytest.approx(one['knn'])
+    for k,v in one['state'].items():
+        torch.testing.assert_close(a['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
+        assert torch.equal(a['state'][k], b['state'][k]), k               # queues, teachers and centres too, to the bit
+
+def refuse(path):
+    from accelerate import Accelerator
+    Accelerator(cpu=True)
+    r = rank_distrib()
+    def tell(what, e):
+        if not r: print(what, 'refused:', str(e).replace('\n', ' '))
+    def attempt(name, what, change):
+        learn = learner(name); change(learn)
+        with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
+            try: learn.fit(1, 1e-3)
+            except ValueError as e: tell(what, e)
+    def seed(learn): set_seed(r); [nn.init.normal_(p) for p in learn.model.parameters()]
+    def length(learn): learn.dls.train.dataset = learn.dls.train.dataset[:N-r]
+    attempt('sim_clr', 'seed', seed); attempt('sim_clr', 'length', length)
+    learn = learner('moco', K=10+r)
+    with learn.distrib_ctx(sync_bn=False, cpu=True):
+        try: learn.fit(1)
+        except ValueError as e: tell('K', e)
+
+def test_processes_that_differ(tmp_path):
+    out = launch(__file__, 'refuse', tmp_path)
+    for what,msg in (('seed','sum of the weights'),('length',"training images: [20, 19]"),('K','K: [10, 11]')):
+        assert any(l.startswith(f'{what} refused') and msg in l for l in out.splitlines()), out
+
+@pytest.mark.parametrize('tool', ['torchrun','accelerate'])
+def test_example(tool):
+    from pathlib import Path
+    out = launch(Path(__file__).parent.parent/'examples/distributed.py', '--epochs', 1, tool=tool)
+    assert '2 processes, kNN' in out
+
+if __name__ == '__main__': globals()[sys.argv[1]](*sys.argv[2:])

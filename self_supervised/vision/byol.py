@@ -24,10 +24,10 @@ def get_byol_aug_pipelines(size:int|tuple, **kwargs) -> list:
     "BYOL's two views"
     return get_asymmetric_aug_pipelines(size, **kwargs)
 
-# %% ../../nbs/13_vision.byol.ipynb #905c9d9b
+# %% ../../nbs/13_vision.byol.ipynb #6611f9a4
 class BYOL(TeacherCallback):
     "BYOL (2006.07733): predict the momentum encoder's projection of the other view"
-    parts,multi_crop = ('encoder','projector','predictor'),True
+    parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_byol_aug_pipelines`
         m:float|tuple=(.996,1.), # Momentum, or (start, end) on a cosine; .99 suits short training

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NormLinear', 'DINOHead', 'create_dino_model', 'get_dino_aug_pipelines', 'DINO']
 
-# %% ../../nbs/20_vision.dino.ipynb #6c1bc595
+# %% ../../nbs/20_vision.dino.ipynb #da6e8058
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
+from ..collectives import *
 from ..losses import *
 from ..momentum import *
 from ..callback import *
@@ -63,10 +64,10 @@ def get_dino_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, resiz
     return get_multi_crop_pipelines(size, small_size, resize_scale=resize_scale, small_scale=small_scale, rotate=rotate, jitter_s=jitter_s,
                                     blur_p=blur_p, solarize_p=solarize_p, solarize=solarize, **kwargs)
 
-# %% ../../nbs/20_vision.dino.ipynb #c7ac59b5
+# %% ../../nbs/20_vision.dino.ipynb #e469814f
 class DINO(StagedMixin, TeacherCallback):
     "DINO (2104.14294): every view predicts the centred and sharpened output of the teacher for another, large view"
-    multi_crop = True
+    multi_crop,compares = True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_dino_aug_pipelines`
         large_crop_ids:list=(0,1), # Views that the teacher sees, at least two

@@ -23,8 +23,8 @@ def get_simsiam_aug_pipelines(size:int|tuple, resize_scale:tuple=(.2,1.), rotate
     "Two views with the recipe of SimSiam"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
-# %% ../../nbs/14_vision.simsiam.ipynb #88660972
+# %% ../../nbs/14_vision.simsiam.ipynb #6a23d883
 class SimSiam(SSLCallback):
     "SimSiam (2011.10566): predict the other view's projection, whose gradient is stopped"
-    parts,multi_crop = ('encoder','projector','predictor'),True
+    parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
     def lf(self, pred, *yb): return simsiam(*pred, self.n_views)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['normalize_rows', 'SwAVModel', 'check_prototypes', 'create_swav_model', 'get_swav_aug_pipelines', 'SWAV']
 
-# %% ../../nbs/18_vision.swav.ipynb #ea115d58
+# %% ../../nbs/18_vision.swav.ipynb #26f11806
 from fastai.vision.all import *
 from ..augmentations import *
+from ..collectives import *
 from ..layers import *
 from ..losses import *
 from ..callback import *
@@ -50,10 +51,10 @@ def get_swav_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, rotat
     "SwAV's two large and six small views"
     return get_multi_crop_pipelines(size, small_size, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
-# %% ../../nbs/18_vision.swav.ipynb #8f7cc9e7
+# %% ../../nbs/18_vision.swav.ipynb #dcd6e400
 class SWAV(QueueMixin, SSLCallback):
     "SwAV (2006.09882): swapped prediction of cluster assignments"
-    parts,multi_crop = ('encoder','projector','prototypes'),True
+    parts,multi_crop,compares = ('encoder','projector','prototypes'),True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_swav_aug_pipelines`
         crop_assgn_ids:list=(0,1), # Views that are assigned to prototypes
@@ -91,7 +92,8 @@ class SWAV(QueueMixin, SSLCallback):
     def queued(self):
         "Scores of the queue's embeddings, for each assigned view; `None` before the queue joins"
         if not self.K or getattr(self.learn, 'pct_train', 0.) < self.queue_start_pct or len(self.queue.real[0]) < self.K: return None
-        return [self.prototypes(z) for z in self.queue.embs.chunk(len(self.crop_assgn_ids), 1)]
+        embs = self.queue.embs.tensor_split(world())[rank_distrib()] if self.distributed else self.queue.embs      # `sinkhorn` is over all processes
+        return [self.prototypes(z) for z in embs.chunk(len(self.crop_assgn_ids), 1)]
 
     def lf(self, pred, y):
         scores,z = pred

@@ -1,0 +1,18 @@
+"SimCLR on the digits in several processes: torchrun --nproc_per_node 2 examples/distributed.py"
+from fastcore.script import call_parse
+
+from self_supervised.vision.all import *
+from self_supervised.distributed import *
+
+@call_parse
+def main(
+    epochs:int=3, # Epochs
+    bs:int=32 # Images a batch and process
+):
+    set_seed(0)                                                   # alike in every process: split and weights
+    cpu = not torch.cuda.is_available()
+    dls = digits_dls(bs=bs, device='cpu' if cpu else None)
+    model = create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1))
+    learn = Learner(dls, model, cbs=SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5), metrics=KNN())
+    with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
+    if not rank_distrib(): print(f"{max(num_distrib(), 1)} processes, kNN {learn.final_record[-1]:.3f}")
