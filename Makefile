@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views test docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training test soak docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -13,6 +13,10 @@ demo: .venv/.ready
 test: .venv/.ready
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -q tests
+
+# Fifty kills of one training.
+soak: .venv/.ready
+	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; OMP_NUM_THREADS=1 $(BIN)/python tests/test_checkpoint.py soak $$d
 
 bench-methods: .venv/.ready
 	$(BIN)/python benchmarks/methods.py
@@ -23,6 +27,9 @@ bench-multi-crop: .venv/.ready
 bench-views: .venv/.ready
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/views.py --seeds 3
+
+bench-training: .venv/.ready
+	$(BIN)/python benchmarks/training.py
 
 # After editing a notebook: the package, the README and clean notebooks.
 docs: .venv/.ready
