@@ -163,7 +163,7 @@ class SSLCallback(Callback):
                 if describe and drawn[j]: axs[i,j].set_title(describe_view(drawn[j], i).replace(', ', '\n'), fontsize=6)
         return axs
 
-# %% ../nbs/05_callback.ipynb #048cae80
+# %% ../nbs/05_callback.ipynb #f7a72112
 class StagedMixin:
     "For state that follows the batches: what is `stage`d goes to the method's `push` once, after the step, or after the batch if there was no step"
     staged = None
@@ -202,7 +202,11 @@ class TeacherCallback(SSLCallback):
         large = views if self.large_crop_ids is None else [views[i] for i in self.large_crop_ids]
         return views,(yb[0], self.teach(large))
 
-    def after_step(self): self.encoder_k.update(get_model(self.learn.model), momentum_at(self.m, getattr(self.learn, 'pct_train', 0.)))
+    skipped = False
+    def after_cancel_step(self): self.skipped = True         # fp16 overflowed: the student did not move
+    def after_step(self):
+        if not self.skipped: self.encoder_k.update(get_model(self.learn.model), momentum_at(self.m, getattr(self.learn, 'pct_train', 0.)))
+        self.skipped = False
 
 # %% ../nbs/05_callback.ipynb #83cff5cf
 def check_crop_ids(name:str, ids, n_views:int, least:int=1) -> list|None:

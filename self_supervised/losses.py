@@ -6,11 +6,12 @@
 __all__ = ['check_temp', 'remove_diag', 'similarity', 'nt_xent', 'dcl', 'supcon', 'supcon_keys', 'info_nce', 'moco_v3', 'nnclr',
            'across_views', 'byol', 'simsiam', 'barlow_twins', 'vicreg_loss', 'sinkhorn', 'swav', 'dino']
 
-# %% ../nbs/03_losses.ipynb #b88eeb67
+# %% ../nbs/03_losses.ipynb #eb334f64
 import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from .collectives import all_reduce
 
 # %% ../nbs/03_losses.ipynb #b74fda2a
@@ -32,7 +33,20 @@ def similarity(z:Tensor, # (n, d) embeddings, normalised here
     z = F.normalize(z.float(), dim=1)
     return remove_diag(z @ z.T) / check_temp(temp)
 
-# %% ../nbs/03_losses.ipynb #5907b92d
+# %% ../nbs/03_losses.ipynb #c349464f
+_held = 2**24 # similarities at a time, 64 MB
+
+def _to_others(z, i, temp):
+    "Similarities of the rows `i` with all rows of the normalised `z`, over `temp`; -inf of a row with itself"
+    return (z[i] @ z.T / check_temp(temp)).scatter_(1, i[:,None], -torch.inf)
+
+def _by_rows(f, n, m, *args):
+    "`f(i, *args)` summed over blocks `i` of `n` rows of an (n, m) matrix"
+    blocks = torch.arange(n, device=args[0].device).split(max(_held//max(m, 1), 1))
+    if len(blocks) == 1: return f(blocks[0], *args)
+    return sum(checkpoint(f, i, *args, use_reentrant=False, preserve_rng_state=False) for i in blocks)
+
+# %% ../nbs/03_losses.ipynb #00be1c33
 def _check_z(z, n_views=2):
     "Raise unless `z` is (n_views*B, d)"
     if z.ndim != 2 or len(z) % n_views or not len(z): raise ValueError(f"z must be ({n_views}B, d), first views then second views, got shape {tuple(z.shape)}")
@@ -46,8 +60,9 @@ def nt_xent(z:Tensor, # (VB, d) embeddings: B first views, then the B second vie
     _check_z(z, n_views)
     if n_views > 2: return supcon(z, torch.arange(len(z)//n_views, device=z.device).repeat(n_views), temp)
     with torch.autocast(z.device.type, enabled=False):
-        b,i = len(z)//2, torch.arange(len(z)//2, device=z.device)
-        return F.cross_entropy(similarity(z, temp), torch.cat([i+b-1, i]))
+        z,n = F.normalize(z.float(), dim=1),len(z)
+        def rows(i, z): return F.cross_entropy(_to_others(z, i, temp), (i+n//2) % n, reduction='sum')
+        return _by_rows(rows, n, n, z)/n
 
 # %% ../nbs/03_losses.ipynb #a226078d
 def dcl(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
@@ -63,12 +78,13 @@ def dcl(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
         w = 1 if sigma is None else 2-b*(pos.detach()[:b]*temp/sigma).softmax(0).repeat(2)
         return (neg-w*pos).mean()
 
-# %% ../nbs/03_losses.ipynb #a96dad8b
-def _multi_positive(logits, pos):
-    "Mean log-probability of the positives `pos` of each row, mean over the rows that have one"
-    n_pos = pos.sum(1)
-    if not n_pos.any(): return logits.sum()*0
-    return -((logits.log_softmax(1)*pos).sum(1)[n_pos>0] / n_pos[n_pos>0]).mean()
+# %% ../nbs/03_losses.ipynb #697db316
+def _positives(logits, pos):
+    "Sum over the rows of the mean log-probability of their positives `pos`, and how many rows have any"
+    n = pos.sum(1)
+    return torch.stack([(torch.where(pos, logits.log_softmax(1), 0.).sum(1)/n.clamp(min=1)).sum(), (n > 0).sum()])
+
+def _mean_positive(total, z): return -total[0]/total[1] if total[1] else z.sum()*0
 
 def supcon(z:Tensor, # (n, d) embeddings of views
            y:Tensor, # (n,) integer label of each view
@@ -77,9 +93,13 @@ def supcon(z:Tensor, # (n, d) embeddings of views
     "Supervised contrastive loss L_out (2004.11362): mean log-probability of the positives, mean over anchors that have one"
     if z.ndim != 2 or y.shape != z.shape[:1]: raise ValueError(f"z must be (n, d) and y (n,), got {tuple(z.shape)} and {tuple(y.shape)}")
     with torch.autocast(z.device.type, enabled=False):
-        return _multi_positive(similarity(z, temp), remove_diag(y[:,None] == y[None]))
+        z,n = F.normalize(z.float(), dim=1),len(z)
+        def rows(i, z):
+            pos = y[i,None] == y[None]
+            return _positives(_to_others(z, i, temp), pos.scatter_(1, i[:,None], False))
+        return _mean_positive(_by_rows(rows, n, n, z), z) if n > 1 else z.sum()*0
 
-# %% ../nbs/03_losses.ipynb #8cf59cf6
+# %% ../nbs/03_losses.ipynb #69582a84
 def supcon_keys(q:Tensor, # (n, d) anchors
                 yq:Tensor, # (n,) their integer labels
                 k:Tensor, # (m, d) candidates, e.g. the batch's keys, then the queue
@@ -89,9 +109,10 @@ def supcon_keys(q:Tensor, # (n, d) anchors
     "`supcon` between anchors and a separate set of candidates (SupCon with MoCo's queue)"
     with torch.autocast(q.device.type, enabled=False):
         q,k = F.normalize(q.float(), dim=1),F.normalize(k.float(), dim=1)
-        return _multi_positive(q @ k.T / check_temp(temp), yq[:,None] == yk[None])
+        def rows(i, q, k): return _positives(q[i] @ k.T / check_temp(temp), yq[i,None] == yk[None])
+        return _mean_positive(_by_rows(rows, len(q), len(k), q, k), q)
 
-# %% ../nbs/03_losses.ipynb #fbc35504
+# %% ../nbs/03_losses.ipynb #fa4b4e88
 def info_nce(q:Tensor, # (n, d) queries
              k:Tensor, # (n, d) their keys, in the same order
              queue:Tensor|None=None, # (K, d) older keys, negatives of every query
@@ -107,13 +128,15 @@ def info_nce(q:Tensor, # (n, d) queries
     with torch.autocast(q.device.type, enabled=False):
         q,k = F.normalize(q.float(), dim=1),F.normalize(k.float(), dim=1)
         queue = k[:0] if queue is None else F.normalize(queue.float(), dim=1)
-        if batch_negs: logits,targ = q @ torch.cat([k,queue]).T, torch.arange(len(q), device=q.device)
-        else: logits,targ = torch.cat([(q*k).sum(1, keepdim=True), q @ queue.T], 1), torch.zeros(len(q), dtype=torch.long, device=q.device)
-        logits,n = logits/check_temp(temp),logits.shape[1]
-        own = F.one_hot(targ, n)
-        if alpha is not None and n > 1: logits = logits + (1-own)*math.log(alpha/(n-1))
-        if kind == 'ce': return F.cross_entropy(logits, targ)
-        return F.binary_cross_entropy_with_logits(logits, own.float())*n
+        cands,n = torch.cat([k,queue]) if batch_negs else queue,len(q)
+        def rows(i, q, k, cands):
+            s,t = q[i] @ cands.T,i
+            if not batch_negs: s,t = torch.cat([(q[i]*k[i]).sum(1, keepdim=True), s], 1),torch.zeros_like(i)
+            s,m = s/check_temp(temp),s.shape[1]
+            if alpha is not None and m > 1: s = s + (1-F.one_hot(t, m))*math.log(alpha/(m-1))
+            if kind == 'ce': return F.cross_entropy(s, t, reduction='sum')
+            return F.binary_cross_entropy_with_logits(s, F.one_hot(t, m).float(), reduction='sum')
+        return _by_rows(rows, n, len(cands)+(not batch_negs), q, k, cands)/n
 
 # %% ../nbs/03_losses.ipynb #a8aafc71
 def moco_v3(q:Tensor, # (2B, d) predictions of the student, first views then second views

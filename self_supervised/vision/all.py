@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/19_vision.all.ipynb #f0247a61
+# %% ../../nbs/19_vision.all.ipynb #559cf902
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
@@ -14,6 +14,9 @@ from ..momentum import *
 from ..callback import *
 from ..data import *
 from ..evaluation import *
+from ..precision import *
+from ..checkpoint import *
+from ..big_batches import *
 from .simclr import *
 from .supcon import *
 from .moco import *
