@@ -37,7 +37,7 @@ def check_patches(encoder, views):
     for v in views:
         if v.shape[-2] % p[0] or v.shape[-1] % p[1]: raise ValueError(f"size: views of {tuple(v.shape[-2:])} cannot be cut into the encoder's patches of {p}: choose multiples of these")
 
-# %% ../nbs/05_callback.ipynb #efe8fc88
+# %% ../nbs/05_callback.ipynb #2b2ff969
 def _len(o):
     try: return len(o)
     except TypeError: return None
@@ -46,6 +46,7 @@ class SSLCallback(Callback):
     "Base of the methods: views in `before_batch`, `lf` as the loss while fitting or validating"
     order,run_valid,parts = 8,True,('encoder','projector')
     n_views,multi_crop = 2,False # How many views, and whether more are welcome
+    keeps = ('encoder_k','queue','center') # Where in the model methods keep what training changes besides weights
     compares = True # Does the loss compare images with each other? Then it gets those of all processes
     def __init__(self, aug_pipelines:list, print_augs:bool=False):
         self.aug_pipelines = assert_aug_pipelines(aug_pipelines, self.n_views)
@@ -208,7 +209,7 @@ class TeacherCallback(SSLCallback):
         if not self.skipped: self.encoder_k.update(get_model(self.learn.model), momentum_at(self.m, getattr(self.learn, 'pct_train', 0.)))
         self.skipped = False
 
-# %% ../nbs/05_callback.ipynb #83cff5cf
+# %% ../nbs/05_callback.ipynb #ca21a842
 def check_crop_ids(name:str, ids, n_views:int, least:int=1) -> list|None:
     "Raise unless `ids` are `least` or more different views of `n_views`; None stands for all of them"
     if ids is None: return ids
@@ -224,7 +225,7 @@ def projection_size(model:nn.Module) -> int:
 
 class QueueMixin(StagedMixin):
     "For methods with a queue: `stage` takes embeddings and labels"
-    K = 4096
+    K,gathered = 4096,False # Length of the queue; whether what is staged is of all processes already
     queue = property(lambda self: get_model(self.learn.model).queue, doc="The queue, an `EmbeddingQueue`")
     emb_queue = property(lambda self: self.queue.embs, doc="Embeddings in the queue")
     label_queue = property(lambda self: self.queue.labels, doc="Labels in the queue")
@@ -236,13 +237,13 @@ class QueueMixin(StagedMixin):
             return
         queue = EmbeddingQueue(self.K, self.queue_width(model), ifnone(getattr(self, 'unsup_class_id', None), -1))
         model.queue = queue.to(next(model.projector.parameters()).device)
-        n = len(self.learn.dls.train_ds)
-        if self.K > n: warn(f"K: a queue of {self.K} holds several embeddings of each of the {n} images: choose K of at most {n}")
+        n = _len(self.learn.dls.train.dataset)
+        if n and self.K > n: warn(f"K: a queue of {self.K} holds several embeddings of each of the {n} images: choose K of at most {n}")
 
     def queue_width(self, model): return projection_size(model)
     def push(self, z, y):
         "Queue embeddings of all processes, with their labels if these are a class an image"
-        if self.distributed and not self.compares: z,y = (gather(o.detach(), self.shares) for o in (z,y))
+        if self.distributed and not self.gathered: z,y = (gather(o.detach(), self.shares) for o in (z,y))
         self.queue.push(z.detach(), y.as_subclass(Tensor) if y.ndim == 1 and not y.is_floating_point() else None)
 
 class KeyQueueCallback(QueueMixin, TeacherCallback):
@@ -251,10 +252,8 @@ class KeyQueueCallback(QueueMixin, TeacherCallback):
     def teach(self, views): return F.normalize(super().teach(views), dim=1)
     def inputs(self, views, yb):
         keys,labels = self.teach(views[1:]),yb[0]
+        self.stage(keys, labels)
         return (views,(keys, labels, self.teach(views[:1]))) if self.symmetric else (views[:1],(keys, labels))
-    def after_pred(self):
-        super().after_pred()
-        self.stage(*self.learn.yb[:2])
 
 # %% ../nbs/05_callback.ipynb #b45483de
 class LossTerm(Metric):
@@ -280,11 +279,20 @@ class TermsMixin:
         super().after_fit()
         self.learn.metrics = self.learn.metrics.filter(lambda o: not isinstance(o, LossTerm))
 
-# %% ../nbs/05_callback.ipynb #810f6909
+# %% ../nbs/05_callback.ipynb #723c5501
 def learner_norm(learn:Learner) -> Normalize|None:
     "The `Normalize` that the method's views go through"
     cb = first(o for o in learn.cbs if isinstance(o, SSLCallback))
     return cb and get_norm(cb.aug_pipelines[0])
+
+@patch
+def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False, **kwargs):
+    "fastai's `export`, without momentum encoder, queue and centre unless `training_state`; a fit of the loaded learner starts new ones"
+    model,cb = get_model(self.model),first(o for o in self.cbs if isinstance(o, SSLCallback))
+    held = [] if training_state or not cb else [(d, k, d.pop(k)) for k in cb.keeps for d in (model._modules, model._buffers) if k in d]
+    try: self._orig_export(fname, **kwargs)
+    finally:
+        for d,k,v in held: d[k] = v
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:

@@ -2,6 +2,7 @@
 import os
 import sys
 from functools import partial
+from pathlib import Path
 import pytest, torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -122,10 +123,19 @@ def test_processes_that_differ(tmp_path):
     for what,msg in (('seed','sum of the weights'),('length',"training images: [20, 19]"),('K','K: [10, 11]')):
         assert any(l.startswith(f'{what} refused') and msg in l for l in out.splitlines()), out
 
+examples = Path(__file__).parent.parent/'examples'
+
 @pytest.mark.parametrize('tool', ['torchrun','accelerate'])
-def test_example(tool):
-    from pathlib import Path
-    out = launch(Path(__file__).parent.parent/'examples/distributed.py', '--epochs', 1, tool=tool)
-    assert '2 processes, kNN' in out
+def test_example(tool): assert '2 processes, kNN' in launch(examples/'distributed.py', '--epochs', 1, tool=tool)
+
+def test_streaming(): assert '2 processes, kNN' in launch(examples/'streaming.py', '--epochs', 1)
+
+def test_stream_of_workers(tmp_path, monkeypatch):
+    "Workers read different shards: an epoch has no image twice"
+    monkeypatch.syspath_prepend(examples)
+    from streaming import stream_dl, write_shards
+    dls = DataLoaders(TfmdDL([(TensorImage(torch.full((1,8,8), i/255)), 0) for i in range(64)], bs=4))
+    dl = stream_dl(write_shards(dls, tmp_path), 8, 64, num_workers=2)
+    for _ in range(2): assert (torch.cat([b[0][:,0,0,0] for b in dl])*255).round().sort()[0].tolist() == list(range(64))
 
 if __name__ == '__main__': globals()[sys.argv[1]](*sys.argv[2:])

@@ -109,7 +109,11 @@ def test_save_load_export(name, tmp_path):
     learn = fit(make(name, path=tmp_path, cbs=[SaveModelCallback(every_epoch=True)])); before = state(learn)
     learn.save('m'); fit(learn); assert not same(before, state(learn))
     learn.load('m'); assert same(before, state(learn))
-    learn.export('e.pkl'); assert same(before, state(load_learner(tmp_path/'e.pkl')))
+    learn.export('e.pkl', training_state=True); assert same(before, state(load_learner(tmp_path/'e.pkl')))
+    learn.export('e.pkl'); assert same(before, state(learn))
+    small = load_learner(tmp_path/'e.pkl')
+    assert same({k:v for k,v in before.items() if k.split('.')[0] not in ('encoder_k','queue','center')}, state(small))
+    small.dls = learn.dls; fit(small)                         # new ones
     enc = load_encoder(learn.save_encoder(tmp_path/'enc.safetensors')).eval()
     x = torch.randn(2,3,32,32)
     assert torch.equal(enc(x), learn.model.encoder.eval()(x))

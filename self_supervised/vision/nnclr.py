@@ -24,10 +24,10 @@ def get_nnclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:
     "Two views with SimCLR's recipe"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
-# %% ../../nbs/15_vision.nnclr.ipynb #c5a15efd
+# %% ../../nbs/15_vision.nnclr.ipynb #fc4c8500
 class NNCLR(QueueMixin, SSLCallback):
     "NNCLR (2104.14548): a view's nearest past embedding has to find the other view's prediction"
-    parts = ('encoder','projector','predictor')
+    parts,gathered = ('encoder','projector','predictor'),True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_nnclr_aug_pipelines`
         K:int=4096, # Length of the queue
