@@ -6,6 +6,7 @@ import kornia.augmentation as K
 import torchvision.transforms.v2 as T
 from fastcore.script import call_parse
 from lightly.transforms import SimCLRTransform
+from memory import peak_mb
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -54,17 +55,10 @@ def sharp(n, size):
     ims = [torch.from_numpy(o.copy()).permute(2,0,1).float()/255 for o in load_sample_images().images]
     return torch.stack([F.interpolate(ims[i%2][None,:,:400,(i*37)%200:(i*37)%200+400], (size,size), mode='area')[0] for i in range(n)])
 
-def peak_mb(f, x):
-    "Memory that a call of `f` adds at its peak, in a process of its own (Linux)"
-    from torch.multiprocessing import get_context
-    with get_context('spawn').Pool(1) as pool: return pool.apply(_peak, (f.__name__, tuple(x.shape)))
-def _peak(name, shape):
+def views_of(name, shape):
     x = torch.rand(shape); f = globals()[name](shape[-1]); f(x[:2])
-    def status(k): return int(Path('/proc/self/status').read_text().split(k+':')[1].split()[0])
-    Path('/proc/self/clear_refs').write_text('5')             # the peak starts from here
-    before = status('VmRSS')
-    f(x)
-    return (status('VmHWM')-before)/1024
+    def call(): f(x)
+    return call
 
 def profile(bs=256, size=64, runs=7):
     "Share of the views in a step of SimCLR with a ResNet-18"
@@ -120,5 +114,5 @@ def main(
         rate['lightly, 2 workers'] = lightly_rate(x, size)
         print(f"{size:4}: " + ', '.join(f"{k} {v:,.0f}/s" + ('' if k == 'ours' else f" (ours {rate['ours']/v:.1f}x)") for k,v in rate.items()), flush=True)
     x = torch.rand(256,3,224,224)
-    print('memory for 2 views of 256 x 224 pixels, over their size: ' + ', '.join(f"{f.__name__} {peak_mb(f, x)/(2*x.nbytes/2**20):.2f}" for f in (ours, kornia)))
+    print('memory for 2 views of 256 x 224 pixels, over their size: ' + ', '.join(f"{f.__name__} {peak_mb(views_of, f.__name__, tuple(x.shape))[0]/(2*x.nbytes/2**20):.2f}" for f in (ours, kornia)))
     profile()

@@ -207,6 +207,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'self_supervised/checkpoint.py'),
                                             'self_supervised.checkpoint.Checkpoint.before_train': ( 'checkpoint.html#checkpoint.before_train',
                                                                                                     'self_supervised/checkpoint.py'),
+                                            'self_supervised.checkpoint.Checkpoint.finish': ( 'checkpoint.html#checkpoint.finish',
+                                                                                              'self_supervised/checkpoint.py'),
                                             'self_supervised.checkpoint.Checkpoint.state': ( 'checkpoint.html#checkpoint.state',
                                                                                              'self_supervised/checkpoint.py'),
                                             'self_supervised.checkpoint.Checkpoint.watch': ( 'checkpoint.html#checkpoint.watch',

@@ -6,20 +6,21 @@
 __all__ = ['plain', 'get_rng', 'set_rng', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'describe', 'Checkpoint',
            'SkipDone', 'Resumed']
 
-# %% ../nbs/82_checkpoint.ipynb #7dcfa3e6
-import random, signal, threading, time, warnings, zipfile
+# %% ../nbs/82_checkpoint.ipynb #a3fd9d81
+import random, signal, threading, time, warnings
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time
 from .callback import *
 from .collectives import *
 
-# %% ../nbs/82_checkpoint.ipynb #3ff7273c
+# %% ../nbs/82_checkpoint.ipynb #f354284f
 _version = 1
 
 def plain(o):
-    "`o` with nothing in it but tensors, numbers, strings, None, lists, tuples and dictionaries"
-    if isinstance(o, Tensor): return o.detach().as_subclass(torch.Tensor)
+    "A copy of `o` on the CPU with nothing in it but tensors, numbers, strings, None, lists, tuples and dictionaries"
+    if isinstance(o, Tensor): return o.detach().as_subclass(torch.Tensor).to('cpu', copy=True)
     if isinstance(o, np.ndarray): return torch.from_numpy(o.astype(np.int64) if o.dtype == np.uint32 else o.copy())
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, dict): return {k:plain(v) for k,v in o.items()}
@@ -45,29 +46,29 @@ def set_rng(state:dict, dl=None):
     if 'loader' in state: dl.rng.setstate(state['loader'])
     if 'generator' in state: dl.generator.set_state(state['generator'])
 
-# %% ../nbs/82_checkpoint.ipynb #888444ff
+# %% ../nbs/82_checkpoint.ipynb #f74be6fd
 def write_checkpoint(state:dict, path:str|Path) -> Path:
     "Write `state` to `path` at once or not at all"
-    path = Path(path); tmp = path.with_name(f'.{path.name}.tmp')
+    path,crc = Path(path),torch.serialization.get_crc32_options()
+    tmp = path.with_name('.writing.tmp')
     try:
+        torch.serialization.set_crc32_options(False)                         # half of the time goes into checksums
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(tmp, 'wb') as f:
-            torch.save(state, f); f.flush(); os.fsync(f.fileno())
+        with open(tmp, 'r+b' if tmp.exists() else 'wb') as f:                # over an old file where there is one: faster than a new one
+            torch.save(state, f); f.truncate(); f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError,RuntimeError) as e:
         tmp.unlink(missing_ok=True)
         raise OSError(f"path: the checkpoint {path} cannot be written ({e}). Earlier ones are as they were; free some space, or choose another folder") from e
+    finally: torch.serialization.set_crc32_options(crc)
     return path
 
 def read_checkpoint(path:str|Path, map_location='cpu') -> dict:
     "Read a checkpoint; raises `ValueError` for a file that is damaged, of another program or of another version"
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as z: bad = z.testzip()
-        state = None if bad else torch.load(path, map_location=map_location, weights_only=True)
+    try: state = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f"path: {path} is no checkpoint, or is cut short ({type(e).__name__}: {str(e).splitlines()[0]})") from e
-    if bad: raise ValueError(f"path: {path} is damaged: the checksum of {bad} is wrong")
+    except Exception as e: raise ValueError(f"path: {path} is no checkpoint, or is cut short ({type(e).__name__})") from e
     if not isinstance(state, dict) or 'ssl_checkpoint' not in state: raise ValueError(f"path: {path} is no checkpoint of this library")
     if state['ssl_checkpoint'] != _version: raise ValueError(f"path: {path} is of version {state['ssl_checkpoint']}, this library reads {_version}: finish that training with the version that wrote it")
     return state
@@ -76,7 +77,7 @@ def checkpoints(path:str|Path) -> list:
     "Checkpoints in the folder `path`, newest last"
     return sorted(o for o in Path(path).glob('*.ckpt') if not o.name.startswith('.'))
 
-# %% ../nbs/82_checkpoint.ipynb #c77c0336
+# %% ../nbs/82_checkpoint.ipynb #3294d7ed
 def describe(learn:Learner) -> dict:
     "What must be the same for training to go on"
     cb,model = first(o for o in learn.cbs if isinstance(o, SSLCallback)),get_model(learn.model)
@@ -92,18 +93,16 @@ class Checkpoint(Callback):
         path:str|Path, # Folder of the checkpoints
         every:int|None=None, # Optimizer steps between two; None writes at epochs alone
         epochs:int=1, # Epochs between two; 0 writes at steps alone
-        keep:int=2, # How many are kept, at least 1
+        keep:int=2, # How many are kept, at least 1; one more lies hidden, to be written over
     ):
         if every is not None and every < 1: raise ValueError(f"every must be at least 1 or None, got {every!r}")
         if keep < 1 or epochs < 0: raise ValueError(f"keep must be at least 1 and epochs at least 0, got {keep!r} and {epochs!r}")
         store_attr(); self.path,self.times = Path(path),[]
 
     def before_fit(self):
-        self.times,self.n_steps,self.stepped,self.term = [],0,False,False
-        if not rank_distrib():
-            for o in self.path.glob('.*.tmp'): o.unlink()                     # of a process that was killed while writing
+        self.times,self.n_steps,self.stepped,self.term,self.pending = [],0,False,False,None
         self.watch(True)
-    def after_fit(self): self.watch(False)
+    def after_fit(self): self.watch(False); self.finish()
 
     def watch(self, on):
         "SIGTERM asks for a checkpoint; a second one ends the process at once. Signals reach the main thread only"
@@ -118,7 +117,7 @@ class Checkpoint(Callback):
         term = self.term
         if world() > 1: term = bool(all_reduce(torch.tensor(float(term), device=next(self.learn.model.parameters()).device), 'MAX'))
         if stepped and (term or (self.every and self.n_steps % self.every == 0)): self.write()
-        if stepped and term: raise SystemExit(128+signal.SIGTERM)
+        if stepped and term: self.finish(); raise SystemExit(128+signal.SIGTERM)
     def after_epoch(self):
         if getattr(self, 'recorder', None) and self.recorder.add_time: self.times.append(time.time()-self.recorder.start_epoch)
         if self.epochs and (self.epoch+1) % self.epochs == 0: self.write(done=True)
@@ -131,19 +130,26 @@ class Checkpoint(Callback):
         res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=[learn.n_epoch, len(learn.dls.train)],
                    epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter, n_steps=self.n_steps, times=self.times,
                    model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
-                   hps=ps.hps if ps else None, counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in learn.cbs if any(hasattr(o, k) for k in _counts)})
+                   hps=ps.hps if ps else None, counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in learn.cbs if isinstance(o, TrackerCallback)})
         if rec: res['recorder'] = dict(lrs=rec.lrs, losses=rec.losses, iters=rec.iters, values=rec.values, smooth=[rec.smooth_loss.count, rec.smooth_loss.val])
         here = dict(now=get_rng(learn.dls.train), epoch=self.epoch_rng)
         return plain(dict(res, rng=all_objects(here)))
 
-    def write(self, done:bool=False) -> Path:
-        "Write a checkpoint now, and remove the oldest"
+    def write(self, done:bool=False):
+        "Write a checkpoint in the background, then remove the oldest"
         state = self.state(done)
-        path = self.path/f"{state['train_iter']:09d}-{state['epoch']}.ckpt"
-        if not rank_distrib():
-            write_checkpoint(state, path)
-            for o in checkpoints(self.path)[:-self.keep]: o.unlink()
-        return path
+        self.finish()
+        if rank_distrib(): return
+        def save():
+            write_checkpoint(state, self.path/f"{state['train_iter']:09d}-{state['epoch']}.ckpt")
+            for o in checkpoints(self.path)[:-self.keep]: os.replace(o, self.path/'.writing.tmp')
+        pool = ThreadPoolExecutor(1)
+        self.pending = pool.submit(save); pool.shutdown(wait=False)
+
+    def finish(self):
+        "Until the last checkpoint is on the disk; raises what went wrong with it"
+        pending,self.pending = self.pending,None
+        if pending: pending.result()
 
 # %% ../nbs/82_checkpoint.ipynb #0f7a5318
 class SkipDone(Callback):

@@ -1,0 +1,116 @@
+"What precision, chunks, blocks, checkpoints and DDP cost on this machine."
+import os
+import tempfile
+from contextlib import nullcontext
+import time
+
+from fastcore.script import call_parse
+from memory import peak_mb
+
+from self_supervised import losses
+from self_supervised.distributed import *
+from self_supervised.vision.all import *
+
+def timed(f, n=5):
+    "Median seconds of `n` calls after one to warm up"
+    f(); ts = []
+    for _ in range(n): t = time.perf_counter(); f(); ts.append(time.perf_counter()-t)
+    return np.median(ts)
+
+# precision
+
+def step(arch, size, bs, bf16):
+    set_seed(0)
+    m,x = create_encoder(arch, pretrained=False),torch.randn(bs, 3, size, size)
+    if bf16: m,x = m.to(memory_format=torch.channels_last),x.to(memory_format=torch.channels_last)
+    def f():
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16): y = m(x)
+        y.float().square().mean().backward()
+    return f
+
+def precision(seeds=3, epochs=15):
+    flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    print('CPU flags:', ' '.join(o for o in ('avx2','avx512f','avx512_bf16','amx_tile','amx_bf16') if f' {o}' in flags))
+    for arch,size,bs in (('resnet50',224,32), ('resnet18',64,128), ('resnet10t',32,256)):
+        a,b = (timed(step(arch, size, bs, o), 3) for o in (False,True))
+        print(f"{arch}, {bs} images of {size} pixels, forward and backward: fp32 {a:.2f} s, bf16 channels_last {b:.2f} s, {a/b:.2f} times faster", flush=True)
+    for name in ('fp32','bf16'):
+        res = []
+        for seed in range(seeds):
+            set_seed(seed)
+            learn = Learner(digits_dls(bs=64, seed=seed), create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1)), cbs=SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5), metrics=KNN())
+            if name == 'bf16': learn.to_bf16()
+            with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
+            res.append(learn.final_record[-1])
+        print(f"kNN of SimCLR on the digits, {epochs} epochs, {name}: {np.mean(res):.4f} ± {np.std(res):.4f} over {seeds} seeds", flush=True)
+
+# chunks
+
+def chunked(n, size):
+    "A step of SimCLR on `n` images of 32 pixels, in chunks of `size` views, or whole"
+    set_seed(0)
+    vit = create_encoder('vit_tiny_patch16_224', pretrained=False, img_size=32, patch_size=8, depth=6)
+    model = create_simclr_model(vit, bn=False)
+    if size: vit.forward = in_chunks(type(vit).forward.__get__(vit), size)
+    x = torch.rand(2*n, 3, 32, 32)
+    def f():
+        t = time.perf_counter()
+        nt_xent(model(x)).backward()
+        return time.perf_counter()-t,torch.cat([p.grad.flatten() for p in model.parameters()]).numpy()
+    return f
+
+def chunks(n=1024, size=64):
+    (mb0,(t0,g0)),(mb1,(t1,g1)) = peak_mb(chunked, n, None),peak_mb(chunked, n, size)
+    print(f"SimCLR, {n} images in chunks of {size}: memory {mb0:.0f} MB -> {mb1:.0f} MB ({mb1/mb0:.2f}), time {t0:.1f} s -> {t1:.1f} s ({t1/t0:.2f}), gradients differ by {abs(g0-g1).max():.1e} of {abs(g0).max():.1e}", flush=True)
+
+# blocks
+
+def loss_step(n, held):
+    losses._held = held
+    z = torch.randn(n, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    def f():
+        t = time.perf_counter(); l = nt_xent(z); l.backward()
+        return time.perf_counter()-t,l.item(),z.grad.numpy()
+    return f
+
+def blocks():
+    print('NT-Xent of N views of 128 dimensions, forward and backward: plain, and in blocks')
+    for n in (512,1024,2048,4096,8192,16384):
+        (m0,(t0,l0,g0)),(m1,(t1,l1,g1)) = peak_mb(loss_step, n, 2**62),peak_mb(loss_step, n, losses._held)
+        print(f"{n:6}: {t0:6.2f} s {m0:6.0f} MB, {t1:6.2f} s {m1:6.0f} MB; losses differ by {abs(l0-l1):.0e}, gradients by {abs(g0-g1).max():.0e} of {abs(g0).max():.0e}", flush=True)
+
+# overheads
+
+def learner(*cbs):
+    set_seed(0)
+    return Learner(digits_dls(bs=256), create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1)), cbs=[SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5), *cbs])
+
+def checkpoint(epochs=8, runs=4):
+    ts = {'without':[], 'with':[]}
+    with tempfile.TemporaryDirectory() as d:
+        for i in range(runs+1):
+            for k in ts:
+                learn = learner(*[Checkpoint(d)]*(k == 'with')); t = time.perf_counter()
+                with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
+                ts[k].append((time.perf_counter()-t)/epochs)
+        mb = checkpoints(d)[-1].stat().st_size/2**20
+    a,b = (np.median(ts[k][1:]) for k in ts)
+    print(f"an epoch of the demo's SimCLR: {a:.3f} s, {b:.3f} s with a checkpoint of {mb:.0f} MB each epoch, {100*(b/a-1):+.1f} % (runs: {[round(100*(y/x-1), 1) for x,y in zip(*ts.values())][1:]})", flush=True)
+
+def ddp(runs=5):
+    os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost', MASTER_PORT='29511')
+    ts = {'plain':[], 'ddp':[]}
+    for i in range(runs+1):
+        for k in ts:
+            learn = learner()
+            with learn.no_logging(), learn.no_bar(), learn.distrib_ctx(sync_bn=False, cpu=True) if k == 'ddp' else nullcontext():
+                t = time.perf_counter(); learn.fit(2, 1e-3); ts[k].append(time.perf_counter()-t)
+    a,b = (np.median(ts[k][1:]) for k in ts)
+    print(f"2 epochs of the demo's SimCLR: {a:.2f} s plain, {b:.2f} s with DDP on one process, {100*(b/a-1):+.1f} %", flush=True)
+
+@call_parse
+def main(what:str='precision,chunks,blocks,checkpoint,ddp' # Which of them
+):
+    "Print times and memory"
+    print(f"{os.cpu_count()} cores, torch {torch.__version__}")
+    for o in what.split(','): globals()[o]()
