@@ -28,7 +28,7 @@ def step(arch, size, bs, bf16):
         y.float().square().mean().backward()
     return f
 
-def precision(seeds=3, epochs=15):
+def precision(seeds=3, epochs=10):
     flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     print('CPU flags:', ' '.join(o for o in ('avx2','avx512f','avx512_bf16','amx_tile','amx_bf16') if f' {o}' in flags))
     for arch,size,bs in (('resnet50',224,32), ('resnet18',64,128), ('resnet10t',32,256)):

@@ -1,0 +1,47 @@
+"What a process computes and receives in a step of each method, counted on tensors without content: the table of docs/scaling.md."
+from fastcore.script import call_parse
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from self_supervised.vision.all import *
+
+class Flat(nn.Module):
+    "In place of an encoder, for the widths of the heads"
+    nf = 2048
+    def forward(self, x): return torch.zeros(len(x), self.nf)
+
+def flops(f):
+    with FakeTensorMode(), FlopCounterMode(display=False) as c: f().backward()
+    return c.get_total_flops()
+
+def z(*s): return torch.empty(*s, requires_grad=True)
+def neighbours(n, d, K): z(2*n, d).detach() @ z(d, K).detach(); return nnclr(z(2*n, d), z(2*n, d))
+
+# the model, the loss of n images with width d, and how many numbers a process gets from each image of the others, or sums once a step
+METHODS = {'SimCLR':      (create_simclr_model, lambda n,d: nt_xent(z(2*n, d)), lambda d: 2*d, 0),
+           'MOCO':        (create_moco_model, lambda n,d: info_nce(z(n, d), z(n, d), z(65536, d)), lambda d: 3*d, 0),                # queries, keys, and keys for the queue
+           'MOCOV3':      (create_mocov3_model, lambda n,d: moco_v3(z(2*n, d), z(2*n, d)), lambda d: 4*d, 0),
+           'NNCLR':       (create_nnclr_model, lambda n,d: neighbours(n, d, 65536), lambda d: 4*d, 0),
+           'BarlowTwins': (create_barlow_twins_model, lambda n,d: barlow_twins(z(2*n, d)), lambda d: 2*d, 0),
+           'VICReg':      (create_vicreg_model, lambda n,d: vicreg_loss(z(2*n, d))[0], lambda d: 2*d, 0),
+           'BYOL':        (create_byol_model, None, lambda d: 0, 0),
+           'SimSiam':     (create_simsiam_model, None, lambda d: 0, 0),
+           'SWAV':        (create_swav_model, None, lambda d: 2*d, 3*2*2*3000),                                                       # for the queue; Sinkhorn's sums
+           'DINO':        (create_dino_model, None, lambda d: 0, 65536)}                                                            # the centre
+
+@call_parse
+def main(
+    bs:int=64, # Images a process
+    encoder:str='resnet50' # Its gradients are summed by DDP
+):
+    "Print the table"
+    worlds,enc = (8,64,1024),create_encoder(encoder, pretrained=False)
+    with FlopCounterMode(display=False) as f: enc(torch.rand(2,3,224,224)).sum().backward()
+    n = sum(p.numel() for p in enc.parameters())
+    print(f"{encoder}, {bs} images a process, two views of 224 pixels: {f.get_total_flops()*bs/1e12:.1f} TFLOP in the encoder a step (a teacher adds a third)\n")
+    print('| method | gradients summed by DDP, MB | ' + ' | '.join(f"{w} GPUs, {w*bs:,} images: received, MB · loss, TFLOP" for w in worlds) + ' |\n|---|---|' + '---|'*len(worlds))
+    for name,(model_f,loss,per_image,once) in METHODS.items():
+        model = model_f(Flat())
+        d,head = projection_size(model),sum(p.numel() for p in model.parameters())
+        cells = [f"{4*(w*bs*per_image(d)+once)/1e6:,.1f} · {flops(partial(loss, w*bs, d))/1e12 if loss else 0:,.2f}" for w in worlds]
+        print(f"| {name} | {4*(n+head)/1e6:.0f} | " + ' | '.join(cells) + ' |', flush=True)
