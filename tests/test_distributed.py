@@ -138,4 +138,6 @@ def test_stream_of_workers(tmp_path, monkeypatch):
     dl = stream_dl(write_shards(dls, tmp_path), 8, 64, num_workers=2)
     for _ in range(2): assert (torch.cat([b[0][:,0,0,0] for b in dl])*255).round().sort()[0].tolist() == list(range(64))
 
-if __name__ == '__main__': globals()[sys.argv[1]](*sys.argv[2:])
+if __name__ == '__main__':
+    globals()[sys.argv[1]](*sys.argv[2:])
+    dist.destroy_process_group()           # or a thread of gloo may abort the process while it ends
