@@ -15,5 +15,5 @@ def main(
     model = create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1))
     learn = Learner(dls, model, cbs=SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5), metrics=KNN())
     with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
-    teardown_distrib()
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if not rank_distrib(): print(f"{max(num_distrib(), 1)} processes, kNN {learn.final_record[-1]:.3f}")

@@ -45,5 +45,5 @@ def main(
             with learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
             learn.dls = held
             (bank,y),(x,t) = get_features(learn, 0),get_features(learn, 1)
-    teardown_distrib()
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if not rank_distrib(): print(f"{world} processes, kNN {knn_accuracy(bank, y, x, t):.3f}")
