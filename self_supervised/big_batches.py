@@ -9,15 +9,15 @@ __all__ = ['in_chunks', 'Chunks']
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
 
-# %% ../nbs/83_big_batches.ipynb #372677fd
+# %% ../nbs/83_big_batches.ipynb #4a9d8ec6
 def in_chunks(f:callable, # Module or function of a batch, e.g. an encoder's forward
-              size:int # Images at a time
+              size:int # Images at a time, at most; the pieces are about equal
 ) -> callable:
     "`f` on `size` images at a time, computed again in the backward pass"
     def _f(x):
         if len(x) <= size: return f(x)
         g = partial(checkpoint, f, use_reentrant=False) if torch.is_grad_enabled() else f
-        return torch.cat([g(o) for o in x.split(size)])
+        return torch.cat([g(o) for o in x.tensor_split(-(-len(x)//size))])
     return _f
 
 class Chunks(Callback):
@@ -31,10 +31,11 @@ class Chunks(Callback):
         m = get_model(self.learn.model)
         return [o.encoder for o in (m, getattr(m, 'encoder_k', None)) if hasattr(o, 'encoder')]
 
-    def before_fit(self):
+    def before_train(self):
         for o in self.encoders():
             if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in o.modules()):
                 warn("Chunks: the encoder has BatchNorm, whose statistics will be of a chunk, and move twice a step: choose an encoder with GroupNorm or LayerNorm for exact gradients")
             o.forward = in_chunks(type(o).forward.__get__(o), self.size)
+    before_validate = before_train
     def after_fit(self):
-        for o in self.encoders(): del o.forward
+        for o in self.encoders(): vars(o).pop('forward', None)

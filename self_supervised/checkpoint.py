@@ -77,7 +77,7 @@ def checkpoints(path:str|Path) -> list:
     "Checkpoints in the folder `path`, newest last"
     return sorted(o for o in Path(path).glob('*.ckpt') if not o.name.startswith('.'))
 
-# %% ../nbs/82_checkpoint.ipynb #3294d7ed
+# %% ../nbs/82_checkpoint.ipynb #290e0dda
 def describe(learn:Learner) -> dict:
     "What must be the same for training to go on"
     cb,model = first(o for o in learn.cbs if isinstance(o, SSLCallback)),get_model(learn.model)
@@ -97,20 +97,22 @@ class Checkpoint(Callback):
     ):
         if every is not None and every < 1: raise ValueError(f"every must be at least 1 or None, got {every!r}")
         if keep < 1 or epochs < 0: raise ValueError(f"keep must be at least 1 and epochs at least 0, got {keep!r} and {epochs!r}")
-        store_attr(); self.path,self.times = Path(path),[]
+        store_attr(); self.path,self.old_term = Path(path),None
 
     def before_fit(self):
-        self.times,self.n_steps,self.stepped,self.term,self.pending = [],0,False,False,None
-        self.watch(True)
+        self.run = not hasattr(self.learn, 'lr_finder')                        # its steps are no training
+        self.times,self.n_steps,self.stepped,self.trained,self.term,self.pending = [],0,False,False,False,None
+        if self.run: self.watch(True)
     def after_fit(self): self.watch(False); self.finish()
 
     def watch(self, on):
         "SIGTERM asks for a checkpoint; a second one ends the process at once. Signals reach the main thread only"
         if threading.current_thread() is not threading.main_thread(): return
         def ask(*_): self.term = True; signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, ask if on else signal.SIG_DFL)
+        if on and self.old_term is None: self.old_term = signal.signal(signal.SIGTERM, ask)
+        elif not on and self.old_term is not None: signal.signal(signal.SIGTERM, self.old_term); self.old_term = None
 
-    def before_train(self): self.epoch_rng = get_rng(self.learn.dls.train)
+    def before_train(self): self.epoch_rng,self.trained = get_rng(self.learn.dls.train),True
     def after_step(self): self.n_steps,self.stepped = self.n_steps+1,True
     def after_batch(self):
         stepped,self.stepped = self.stepped,False
@@ -119,6 +121,8 @@ class Checkpoint(Callback):
         if stepped and (term or (self.every and self.n_steps % self.every == 0)): self.write()
         if stepped and term: self.finish(); raise SystemExit(128+signal.SIGTERM)
     def after_epoch(self):
+        if not self.trained: return                                           # `learn.validate` ends with this event too
+        self.trained = False
         if getattr(self, 'recorder', None) and self.recorder.add_time: self.times.append(time.time()-self.recorder.start_epoch)
         if self.epochs and (self.epoch+1) % self.epochs == 0: self.write(done=True)
 
@@ -151,7 +155,7 @@ class Checkpoint(Callback):
         pending,self.pending = self.pending,None
         if pending: pending.result()
 
-# %% ../nbs/82_checkpoint.ipynb #0f7a5318
+# %% ../nbs/82_checkpoint.ipynb #0cc431d5
 class SkipDone(Callback):
     "Drop the batches that `resume` found done, before views are made of them"
     order,run_valid = -20,False
@@ -229,6 +233,7 @@ def resume(self:Learner,
         if k != 'model' and v != there[k]: raise ValueError(f"resume: the checkpoint {f} has {k} {there[k]}, this learner {v}: make the learner as it was")
     diff = [k for k in {**here['model'], **there['model']} if here['model'].get(k) != there['model'].get(k)]
     if diff: raise ValueError(f"resume: the checkpoint {f} is of another architecture: {len(diff)} tensors differ, first {diff[0]}: {there['model'].get(diff[0])} there, {here['model'].get(diff[0])} here")
+    if hasattr(self, 'resumed'): self.resumed.after_fit()                     # of an earlier call
     self.add_cbs([Resumed(state), SkipDone()])
     self._do_fit = self.resumed.rest
     return self

@@ -9,19 +9,21 @@ __all__ = ['DeviceMixedPrecision']
 from torch.amp import GradScaler, autocast
 from fastai.vision.all import *
 
-# %% ../nbs/81_precision.ipynb #06dc3f59
+# %% ../nbs/81_precision.ipynb #0eef4543
 class DeviceMixedPrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device of the model: CPU, CUDA or MPS"
     name = 'mixed_precision'
     def refuse_tiny(self, conv:nn.Conv2d, xs:tuple):
         "torch's bfloat16 gradient of a strided convolution of one pixel is garbage on CPUs (seen in 2.15 on AMX)"
-        if tuple(xs[0].shape[-2:]) != (1,1) or not torch.is_grad_enabled(): return
+        if tuple(xs[0].shape[-2:]) != (1,1) or not torch.is_grad_enabled() or not torch.is_autocast_enabled('cpu'): return
         self.autocast.__exit__(None, None, None)                      # or it stays on after the error
         raise ValueError("to_bf16: the encoder shrinks these images to one pixel before its last strided convolution, whose bfloat16 gradient is wrong on the CPU: use larger images or fp32")
 
     def before_fit(self):
         dev,bf16 = next(self.learn.model.parameters()).device.type,self.amp_mode == AMPMode.BF16
         if dev == 'cuda' and bf16 and not torch.cuda.is_bf16_supported(): raise ValueError("to_bf16: this GPU has no bfloat16; use to_fp16")
+        fast = dev != 'cpu' or (torch.ops.mkldnn._is_mkldnn_bf16_supported if bf16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)()
+        if not fast: warn(f"to_{'bf16' if bf16 else 'fp16'}: this CPU has no instructions for it, and torch emulates them: training takes tens of times as long as in fp32")
         self.kwargs['enabled'] = not bf16
         self.autocast,self.learn.scaler,self.scales = autocast(dev, dtype=torch.bfloat16 if bf16 else torch.float16),GradScaler(dev, **self.kwargs),L()
         strided = [m for m in self.model.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 and max(m.kernel_size) > 1]

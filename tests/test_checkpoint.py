@@ -182,6 +182,23 @@ def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match='no checkpoint'): make('moco').resume(tmp_path)
     fit(make('moco').resume(tmp_path, missing_ok=True))
 
+def test_only_training_is_written(tmp_path):
+    "lr_find and validate leave the folder as it is"
+    learn = fit(make('moco', path=tmp_path, cbs=[Checkpoint(tmp_path/'c')]))
+    before = {o.name:o.read_bytes() for o in checkpoints(tmp_path/'c')}
+    with learn.no_bar(): learn.lr_find(num_it=10, show_plot=False); learn.validate()
+    assert {o.name:o.read_bytes() for o in checkpoints(tmp_path/'c')} == before
+
+def test_sigterm_handler_is_put_back(tmp_path):
+    def mine(*_): pass
+    old = signal.signal(signal.SIGTERM, mine)
+    try: fit(make('moco', cbs=[Checkpoint(tmp_path)])); assert signal.getsignal(signal.SIGTERM) is mine
+    finally: signal.signal(signal.SIGTERM, old)
+
+def test_resume_twice(moco):
+    learn = make('moco').resume(moco).resume(moco)
+    assert len(fit(learn).recorder.values) == 1 and not hasattr(learn, 'resumed')
+
 def test_finished(moco):
     "A fit that was over is not run again"
     learn = make('moco').resume(moco); before = None
