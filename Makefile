@@ -11,7 +11,7 @@ demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
 
 test: .venv/.ready
-	$(BIN)/nbdev-test --n-workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -q tests
 
 # Fifty kills of one training.

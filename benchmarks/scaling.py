@@ -20,7 +20,7 @@ def neighbours(n, d, K): z(2*n, d).detach() @ z(d, K).detach(); return nnclr(z(2
 # the model, the loss of n images with width d, and how many numbers a process gets from each image of the others, or sums once a step
 METHODS = {'SimCLR':      (create_simclr_model, lambda n,d: nt_xent(z(2*n, d)), lambda d: 2*d, 0),
            'MOCO':        (create_moco_model, lambda n,d: info_nce(z(n, d), z(n, d), z(65536, d)), lambda d: 3*d, 0),                # queries, keys, and keys for the queue
-           'MOCOV3':      (create_mocov3_model, lambda n,d: moco_v3(z(2*n, d), z(2*n, d)), lambda d: 4*d, 0),
+           'MOCOV3':      (create_mocov3_model, lambda n,d: moco_v3(z(2*n, d), z(2*n, d)), lambda d: 6*d, 0),                             # predictions, projections and keys of both views
            'NNCLR':       (create_nnclr_model, lambda n,d: neighbours(n, d, 65536), lambda d: 4*d, 0),
            'BarlowTwins': (create_barlow_twins_model, lambda n,d: barlow_twins(z(2*n, d)), lambda d: 2*d, 0),
            'VICReg':      (create_vicreg_model, lambda n,d: vicreg_loss(z(2*n, d))[0], lambda d: 2*d, 0),

@@ -42,7 +42,7 @@ def main(
         learn = Learner(held, model, cbs=SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5))
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu):
             learn.dls = DataLoaders(stream_dl(urls, bs, len(held.train_ds)//world, num_workers), held.valid, device=held.device)
-            with learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
+            learn.fit_one_cycle(epochs, 4e-3)
             learn.dls = held
             (bank,y),(x,t) = get_features(learn, 0),get_features(learn, 1)
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()

@@ -37,7 +37,7 @@ def check_patches(encoder, views):
     for v in views:
         if v.shape[-2] % p[0] or v.shape[-1] % p[1]: raise ValueError(f"size: views of {tuple(v.shape[-2:])} cannot be cut into the encoder's patches of {p}: choose multiples of these")
 
-# %% ../nbs/05_callback.ipynb #2b2ff969
+# %% ../nbs/05_callback.ipynb #a8585b65
 def _len(o):
     try: return len(o)
     except TypeError: return None
@@ -82,7 +82,10 @@ class SSLCallback(Callback):
         self.attach(get_model(self.learn.model))
     def before_fit(self):
         self.after_create()
-        if self.distributed: self.check_processes()
+        if self.distributed:
+            self.check_processes()
+            model = get_model(self.learn.model)            # what all processes compute alike needs no broadcast by DDP at each forward
+            model._ddp_params_and_buffers_to_ignore = [n for n,_ in model.named_buffers() if n.split('.')[0] in self.keeps and 'encoder_k' not in n]
     def after_step(self): pass
     def before_train(self): self.swap_loss()
     def before_validate(self):
@@ -120,8 +123,10 @@ class SSLCallback(Callback):
 
     def after_pred(self):
         self.learn.pred = apply(partial(in_view_order, order=self.view_order), self.learn.pred)
-        if self.distributed and self.compares:
-            self.learn.pred,self.learn.yb = apply(partial(gather_views, sizes=self.shares), (self.learn.pred, tuple(self.learn.yb)))
+        if not self.distributed: return
+        share = partial(gather_views, sizes=self.shares)
+        if self.compares: self.learn.pred,self.learn.yb = apply(share, (self.learn.pred, tuple(self.learn.yb)))
+        else: self.learn.yb = (share(self.learn.yb[0]),*self.learn.yb[1:])       # labels alone, by which fastai counts images
 
     def after_loss(self):
         if not (self.distributed and not self.compares): return
@@ -137,7 +142,7 @@ class SSLCallback(Callback):
         "Raise unless all processes have the same model and amount of data; from here on each draws views of its own"
         model = get_model(self.learn.model)
         check_same({'method':type(self).__name__, 'K':getattr(self, 'K', None), 'training images':_len(self.learn.dls.train.dataset), 'validation images':_len(self.learn.dls.valid.dataset),
-                    'batch size':getattr(self.learn.dls.train, 'bs', None), 'shapes of the model':str([tuple(p.shape) for p in model.parameters()]),
+                    'batch size':getattr(self.learn.dls.train, 'bs', None), 'checkpoint':getattr(getattr(self.learn, 'resumed', None), 'source', None), 'shapes of the model':str([tuple(p.shape) for p in model.parameters()]),
                     'sum of the weights':sum(p.detach().double().sum().item() for p in model.parameters())})
         torch.manual_seed(torch.randint(2**62, ()).item() + rank_distrib())
 
@@ -209,7 +214,7 @@ class TeacherCallback(SSLCallback):
         if not self.skipped: self.encoder_k.update(get_model(self.learn.model), momentum_at(self.m, getattr(self.learn, 'pct_train', 0.)))
         self.skipped = False
 
-# %% ../nbs/05_callback.ipynb #ca21a842
+# %% ../nbs/05_callback.ipynb #51d36b6f
 def check_crop_ids(name:str, ids, n_views:int, least:int=1) -> list|None:
     "Raise unless `ids` are `least` or more different views of `n_views`; None stands for all of them"
     if ids is None: return ids
@@ -243,7 +248,9 @@ class QueueMixin(StagedMixin):
     def queue_width(self, model): return projection_size(model)
     def push(self, z, y):
         "Queue embeddings of all processes, with their labels if these are a class an image"
-        if self.distributed and not self.gathered: z,y = (gather(o.detach(), self.shares) for o in (z,y))
+        if self.distributed and not self.gathered:
+            z = gather(z.detach(), self.shares)
+            if len(y) < len(z): y = gather(y, self.shares)           # from before the loss; a loss gets those of all processes
         self.queue.push(z.detach(), y.as_subclass(Tensor) if y.ndim == 1 and not y.is_floating_point() else None)
 
 class KeyQueueCallback(QueueMixin, TeacherCallback):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain', 'get_rng', 'set_rng', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'describe', 'Checkpoint',
-           'SkipDone', 'Resumed']
+           'Resumed']
 
 # %% ../nbs/82_checkpoint.ipynb #a3fd9d81
 import random, signal, threading, time, warnings
@@ -15,38 +15,47 @@ from fastprogress.fastprogress import format_time
 from .callback import *
 from .collectives import *
 
-# %% ../nbs/82_checkpoint.ipynb #f354284f
-_version = 1
+# %% ../nbs/82_checkpoint.ipynb #6d1173ab
+_version = 2
 
-def plain(o):
+def plain(o, into=None # An earlier copy, whose memory is used again where it fits
+):
     "A copy of `o` on the CPU with nothing in it but tensors, numbers, strings, None, lists, tuples and dictionaries"
-    if isinstance(o, Tensor): return o.detach().as_subclass(torch.Tensor).to('cpu', copy=True)
+    if isinstance(o, Tensor):
+        if isinstance(into, Tensor) and (into.shape,into.dtype) == (o.shape,o.dtype): return into.copy_(o.detach())
+        return o.detach().as_subclass(torch.Tensor).to('cpu', copy=True)
     if isinstance(o, np.ndarray): return torch.from_numpy(o.astype(np.int64) if o.dtype == np.uint32 else o.copy())
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, dict): return {k:plain(v) for k,v in o.items()}
+    if isinstance(o, dict): return {k:plain(v, into.get(k) if isinstance(into, dict) else None) for k,v in o.items()}
     if isinstance(o, tuple): return tuple(map(plain, o))
-    if isinstance(o, (list,L)): return list(map(plain, o))
+    if isinstance(o, (list,L)): return [plain(v, into[i] if isinstance(into, list) and i < len(into) else None) for i,v in enumerate(o)]
     return o
 
 def _loader(dl): return getattr(dl, 'dl', dl)               # a `DistributedDL` holds the loader
 
+def _get_random(r): v,s,g = r.getstate(); return [v, torch.tensor(s), g]           # of `random`, or a `random.Random`
+def _set_random(r, state): v,s,g = state; r.setstate((v, tuple(s.tolist()), g))
+
 def get_rng(dl=None) -> dict:
-    "State of all random numbers: Python's, NumPy's, torch's, and those of the loader `dl`"
-    dl,res = _loader(dl),dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-    if isinstance(getattr(dl, 'rng', None), random.Random): res['loader'] = dl.rng.getstate()
+    "State of all random numbers: Python's, NumPy's, torch's on the CPU and on this process's device, and those of the loader `dl`"
+    dl,res = _loader(dl),dict(python=_get_random(random), numpy=np.random.get_state(), torch=torch.get_rng_state())
+    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state()
+    if isinstance(getattr(dl, 'rng', None), random.Random): res['loader'] = _get_random(dl.rng)
     if isinstance(getattr(dl, 'generator', None), torch.Generator): res['generator'] = dl.generator.get_state()
     return plain(res)
 
 def set_rng(state:dict, dl=None):
     "Put back what `get_rng` gave"
     dl = _loader(dl)
-    random.setstate(state['python']); torch.set_rng_state(state['torch'])
+    _set_random(random, state['python']); torch.set_rng_state(state['torch'])
     kind,keys,*rest = state['numpy']; np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
-    if 'loader' in state: dl.rng.setstate(state['loader'])
+    if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
+    if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
+    if 'loader' in state: _set_random(dl.rng, state['loader'])
     if 'generator' in state: dl.generator.set_state(state['generator'])
 
-# %% ../nbs/82_checkpoint.ipynb #f74be6fd
+# %% ../nbs/82_checkpoint.ipynb #d9ecb203
 def write_checkpoint(state:dict, path:str|Path) -> Path:
     "Write `state` to `path` at once or not at all"
     path,crc = Path(path),torch.serialization.get_crc32_options()
@@ -64,7 +73,7 @@ def write_checkpoint(state:dict, path:str|Path) -> Path:
     return path
 
 def read_checkpoint(path:str|Path, map_location='cpu') -> dict:
-    "Read a checkpoint; raises `ValueError` for a file that is damaged, of another program or of another version"
+    "Read a checkpoint; raises `ValueError` for a file that is cut short, of another program or of another version"
     path = Path(path)
     try: state = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError: raise
@@ -75,20 +84,31 @@ def read_checkpoint(path:str|Path, map_location='cpu') -> dict:
 
 def checkpoints(path:str|Path) -> list:
     "Checkpoints in the folder `path`, newest last"
-    return sorted(o for o in Path(path).glob('*.ckpt') if not o.name.startswith('.'))
+    return sorted(Path(path).glob('[0-9]*-epoch*.ckpt'))
 
-# %% ../nbs/82_checkpoint.ipynb #290e0dda
+# %% ../nbs/82_checkpoint.ipynb #c0d49171
 def describe(learn:Learner) -> dict:
     "What must be the same for training to go on"
     cb,model = first(o for o in learn.cbs if isinstance(o, SSLCallback)),get_model(learn.model)
-    return plain(dict(method=type(cb).__name__, K=getattr(cb, 'K', None), processes=max(world(), 1), optimizer=len(learn.opt.hypers) if learn.opt else None,
+    return plain(dict(method=type(cb).__name__, K=getattr(cb, 'K', None), optimizer=len(learn.opt.hypers) if learn.opt else None,
                       model={k:list(v.shape) for k,v in model.state_dict().items()}))
 
-_counts = ('best','wait')                     # of SaveModelCallback, EarlyStoppingCallback and their like
+def _pack(o:list) -> Tensor:
+    "A number a step, of millions of steps, as one tensor"
+    return torch.stack(o) if o and isinstance(o[0], Tensor) else torch.tensor(o, dtype=torch.float64)
+
+_counts = ('best','wait','count')             # of SaveModelCallback, EarlyStoppingCallback and their like, and of GradientAccumulation
+
+def _processes(learn): return world() if hasattr(learn, 'distributed_trainer') else 1
+def _rank(learn): return rank_distrib() if _processes(learn) > 1 else 0
+def _plan(learn): return dict(epochs=learn.n_epoch, batches=len(learn.dls.train), processes=_processes(learn), frozen=learn.opt.frozen_idx)
+def _schedulers(learn): return [o for o in learn.cbs if isinstance(o, ParamScheduler)]
 
 class Checkpoint(Callback):
     "Write a checkpoint every `every` optimizer steps, after each `epochs` epochs, and before SIGTERM ends the process; `learn.resume` goes on from it"
     order,run_valid = 99,False
+    _stateattrs = ('held','pending')                                          # not for `learn.export`
+    held = pending = old_term = None
     def __init__(self,
         path:str|Path, # Folder of the checkpoints
         every:int|None=None, # Optimizer steps between two; None writes at epochs alone
@@ -97,125 +117,148 @@ class Checkpoint(Callback):
     ):
         if every is not None and every < 1: raise ValueError(f"every must be at least 1 or None, got {every!r}")
         if keep < 1 or epochs < 0: raise ValueError(f"keep must be at least 1 and epochs at least 0, got {keep!r} and {epochs!r}")
-        store_attr(); self.path,self.old_term = Path(path),None
+        store_attr(); self.path,self.n_fits,self.wrote = Path(path),0,False
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder')                        # its steps are no training
-        self.times,self.n_steps,self.stepped,self.trained,self.term,self.pending = [],0,False,False,False,None
-        if self.run: self.watch(True)
-    def after_fit(self): self.watch(False); self.finish()
+        self.run = not hasattr(self.learn, 'lr_finder') and not self.learn.lock.locked()      # validate and get_preds hold the lock: they have the events of a fit, even inside one
+        if not self.run: return
+        self.times,self.n_steps,self.stepped,self.term,self.pending,self.n_fits = [],0,False,False,None,self.n_fits+1
+        if not self.wrote and not hasattr(self.learn, 'resumed') and checkpoints(self.path): warn(f"path: {self.path} holds checkpoints of another fit, which the new ones will replace: use learn.resume to go on with it, or choose another folder")
+        self.watch(True)
+    def after_fit(self):
+        self.watch(False); self.finish()
+        self.held = None
+        if self.term: signal.raise_signal(signal.SIGTERM)
 
     def watch(self, on):
-        "SIGTERM asks for a checkpoint; a second one ends the process at once. Signals reach the main thread only"
+        "SIGTERM, once or more, asks for a checkpoint. Signals reach the main thread only"
         if threading.current_thread() is not threading.main_thread(): return
-        def ask(*_): self.term = True; signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if on and self.old_term is None: self.old_term = signal.signal(signal.SIGTERM, ask)
-        elif not on and self.old_term is not None: signal.signal(signal.SIGTERM, self.old_term); self.old_term = None
+        def ask(*_):
+            self.term = True
+            if hasattr(signal, 'SIGCHLD'): signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # the loader's workers may get SIGTERM too: not an error now
+        if on:
+            if Checkpoint.old_term is None: Checkpoint.old_term = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, ask)
+        elif Checkpoint.old_term is not None: signal.signal(signal.SIGTERM, Checkpoint.old_term); Checkpoint.old_term = None
 
-    def before_train(self): self.epoch_rng,self.trained = get_rng(self.learn.dls.train),True
+    def before_train(self): self.epoch_rng = get_rng(self.learn.dls.train)
     def after_step(self): self.n_steps,self.stepped = self.n_steps+1,True
     def after_batch(self):
-        stepped,self.stepped = self.stepped,False
-        term = self.term
-        if world() > 1: term = bool(all_reduce(torch.tensor(float(term), device=next(self.learn.model.parameters()).device), 'MAX'))
-        if stepped and (term or (self.every and self.n_steps % self.every == 0)): self.write()
-        if stepped and term: self.finish(); raise SystemExit(128+signal.SIGTERM)
+        stepped,self.stepped,term = self.stepped,False,self.asked()
+        if term or (stepped and self.every and self.n_steps % self.every == 0): self.write(term=term)
     def after_epoch(self):
-        if not self.trained: return                                           # `learn.validate` ends with this event too
-        self.trained = False
+        term = self.asked(True)
         if getattr(self, 'recorder', None) and self.recorder.add_time: self.times.append(time.time()-self.recorder.start_epoch)
-        if self.epochs and (self.epoch+1) % self.epochs == 0: self.write(done=True)
+        if term or (self.epochs and (self.epoch+1) % self.epochs == 0): self.write(True, term)
+
+    def asked(self, now:bool=False # Several processes ask each other every tenth batch only
+              ) -> bool:
+        "Did any process get SIGTERM?"
+        if _processes(self.learn) == 1: return self.term
+        if self.iter % 10 and not now: return False
+        return bool(all_reduce(torch.tensor(float(self.term), device=next(self.learn.model.parameters()).device), 'MAX'))
 
     def state(self, done:bool=False # Is the epoch over, with its validation?
              ) -> dict:
-        "All of the training's state"
+        "All of the training's state, not copied"
         learn = self.learn
-        rec,ps = getattr(learn, 'recorder', None),first(o for o in learn.cbs if isinstance(o, ParamScheduler))
-        res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=[learn.n_epoch, len(learn.dls.train)],
+        rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
+        res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=_plan(learn), fit=self.n_fits,
                    epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter, n_steps=self.n_steps, times=self.times,
                    model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
-                   hps=ps.hps if ps else None, counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in learn.cbs if isinstance(o, TrackerCallback)})
-        if rec: res['recorder'] = dict(lrs=rec.lrs, losses=rec.losses, iters=rec.iters, values=rec.values, smooth=[rec.smooth_loss.count, rec.smooth_loss.val])
-        here = dict(now=get_rng(learn.dls.train), epoch=self.epoch_rng)
-        return plain(dict(res, rng=all_objects(here)))
+                   hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)], counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
+                   grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
+        if rec: res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=rec.iters, values=rec.values, smooth=[rec.smooth_loss.count, rec.smooth_loss.val])
+        return res
 
-    def write(self, done:bool=False):
+    def write(self, done:bool=False, term:bool=False # Then leave the process
+    ):
         "Write a checkpoint in the background, then remove the oldest"
-        state = self.state(done)
+        here = dict(now=get_rng(self.learn.dls.train), epoch=self.epoch_rng)
+        rng,state = all_objects(here) if _processes(self.learn) > 1 else [here],self.state(done)
         self.finish()
-        if rank_distrib(): return
-        def save():
-            write_checkpoint(state, self.path/f"{state['train_iter']:09d}-{state['epoch']}.ckpt")
-            for o in checkpoints(self.path)[:-self.keep]: os.replace(o, self.path/'.writing.tmp')
-        pool = ThreadPoolExecutor(1)
-        self.pending = pool.submit(save); pool.shutdown(wait=False)
+        if not _rank(self.learn):
+            self.held = state = plain(dict(state, rng=rng), self.held)
+            n,self.wrote = 1 + max([int(o.name.split('-')[0]) for o in checkpoints(self.path)], default=0),True
+            path = self.path/f"{n:06d}-epoch{state['epoch']}-batch{state['iter']}.ckpt"
+            def save():
+                write_checkpoint(state, path)
+                for o in checkpoints(self.path)[:-self.keep]: os.replace(o, self.path/'.writing.tmp')
+            pool = ThreadPoolExecutor(1)
+            self.pending = pool.submit(save); pool.shutdown(wait=False)
+        if term: self.finish(); raise SystemExit(128+signal.SIGTERM)
 
     def finish(self):
         "Until the last checkpoint is on the disk; raises what went wrong with it"
         pending,self.pending = self.pending,None
         if pending: pending.result()
 
-# %% ../nbs/82_checkpoint.ipynb #0cc431d5
-class SkipDone(Callback):
-    "Drop the batches that `resume` found done, before views are made of them"
-    order,run_valid = -20,False
-    def before_batch(self):
-        if self.learn.resumed.skipping: raise CancelBatchException
-
+# %% ../nbs/82_checkpoint.ipynb #d4ec3fd7
 class Resumed(Callback):
-    "What `Learner.resume` adds for one fit"
-    order,run_valid = 98,False
-    def __init__(self, state:dict): self.state,self.skipping = state,True
+    "What `Learner.resume` adds, until the fit that goes on is over"
+    order,run_valid,_stateattrs = 98,False,('state',)
+    def __init__(self, state:dict, source:str): self.state,self.source,self.n_fits,self.rng = state,source,0,None
 
-    def before_fit(self):
-        s,learn = self.state,self.learn
-        plan = [learn.n_epoch, len(learn.dls.train)]
-        if plan != s['plan']: raise ValueError("resume: the checkpoint is of a fit of {} epochs of {} batches, this one has {} of {}: call the same fit with the same data".format(*s['plan'], *plan))
-        get_model(learn.model).load_state_dict(s['model'])
-        learn.opt.load_state_dict(to_device(s['opt'], next(learn.model.parameters()).device))
-        if s['scaler']: learn.scaler.load_state_dict(s['scaler'])
-        self.skipping = True
-        self.put_back()
-
-    def rest(self):
+    def do_fit(self):
         "In place of the learner's `_do_fit`"
         learn,s = self.learn,self.state
-        for e,row in enumerate(s.get('recorder', {}).get('values', [])): learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
-        for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+        self.n_fits += 1
+        if self.n_fits < s['fit']: return warn(f"resume: {self.source} is of fit {s['fit']}; fit {self.n_fits} was over before it and is passed by")
+        try:
+            there,here = s['plan'],_plan(learn)
+            diff = [f"{k} {v} there, {here[k]} here" for k,v in there.items() if v != here[k]]
+            if diff: raise ValueError(f"resume: {self.source} is of another fit: {'; '.join(diff)}. Call the same fit with the same data on as many processes")
+            self.load()
+            for e,row in enumerate(s.get('recorder', {}).get('values', [])): learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
+            self.rng = 'epoch' if s['iter'] else 'now'
+            if s['iter']: learn.all_batches = self.rest_of_epoch
+            for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+        finally: self.leave()
+
+    def load(self):
+        learn,s = self.learn,self.state
+        get_model(learn.model).load_state_dict(s['model'])
+        learn.opt.load_state_dict(to_device(deepcopy(s['opt']), next(learn.model.parameters()).device))
+        if s['scaler']: learn.scaler.load_state_dict(s['scaler'])
+        for p,g in zip(learn.model.parameters(), s['grads'] or []): p.grad = g if g is None else g.to(p.device)
+        self.put_back()
 
     def before_train(self):
-        if not self.skipping: return
-        rng = self.state['rng'][rank_distrib()]
-        self.skipping = self.state['iter'] > 0
-        set_rng(rng['epoch' if self.skipping else 'now'], self.learn.dls.train)
-    def after_batch(self):
-        if not self.skipping or self.iter+1 < self.state['iter']: return
-        self.skipping,self.learn.pct_train,self.learn.train_iter = False,self.state['pct_train'],self.state['train_iter']
-        self.put_back()
-        set_rng(self.state['rng'][rank_distrib()]['now'], self.learn.dls.train)
+        if self.rng: self.set_rng(self.rng)
+        self.rng = None
+    def set_rng(self, when): set_rng(self.state['rng'][_rank(self.learn)][when], self.learn.dls.train)
+
+    def rest_of_epoch(self):
+        "In place of the learner's `all_batches`: what is done is loaded and dropped"
+        learn,done = self.learn,self.state['iter']
+        del learn.all_batches
+        learn.n_iter = len(learn.dl)
+        for i,b in enumerate(learn.dl):
+            if i >= done: learn.one_batch(i, b)
+            elif i == done-1: self.put_back(); self.set_rng('now')
 
     def put_back(self):
         "Counters and the table"
-        learn,s = self.learn,deepcopy({k:v for k,v in self.state.items() if k not in ('model','opt')})
-        learn.train_iter = s['train_iter']
+        learn,s = self.learn,deepcopy({k:v for k,v in self.state.items() if k not in ('model','opt','grads')})
+        learn.train_iter,learn.pct_train = s['train_iter'],s['pct_train']
         for cb in learn.cbs:
-            if isinstance(cb, Checkpoint): cb.times,cb.n_steps = s['times'],s['n_steps']
-            if isinstance(cb, ParamScheduler) and s['hps']: cb.hps = s['hps']
+            if isinstance(cb, Checkpoint): cb.times,cb.n_steps,cb.n_fits = s['times'],s['n_steps'],s['fit']
             for k,v in s['counts'].get(cb.name, {}).items(): setattr(cb, k, v)
+        for cb,hps in zip(_schedulers(learn), s['hps']): cb.hps = {k:v.tolist() for k,v in hps.items()}
         if 'recorder' in s:
             rec,r = self.recorder,s['recorder']
-            rec.lrs,rec.losses,rec.iters,rec.values,(rec.smooth_loss.count,rec.smooth_loss.val) = r['lrs'],r['losses'],r['iters'],[L(o) for o in r['values']],r['smooth']
+            rec.lrs,rec.losses,rec.iters,rec.values,(rec.smooth_loss.count,rec.smooth_loss.val) = r['lrs'].tolist(),list(r['losses'].unbind()),r['iters'],[L(o) for o in r['values']],r['smooth']
 
-    def after_fit(self):
-        del self.learn._do_fit
-        self.learn.remove_cbs([self.learn.skip_done, self])
+    def leave(self):
+        for k in ('_do_fit','all_batches'): vars(self.learn).pop(k, None)
+        self.learn.remove_cb(self)
 
 @patch
 def resume(self:Learner,
     path:str|Path, # A checkpoint, or a folder of them, of which the newest is taken
     missing_ok:bool=False # Start anew if there is none
 ) -> Learner:
-    "Go on from a checkpoint: the next fit, called as it was called before, continues exactly. Damaged files of a folder are passed over"
+    "Go on from a checkpoint: the next fit, called as it was called before, continues exactly. Files of a folder that are cut short are passed over"
     path,state = Path(path),None
     files = checkpoints(path)[::-1] if path.is_dir() else [path] if path.exists() else []
     if not files:
@@ -233,7 +276,7 @@ def resume(self:Learner,
         if k != 'model' and v != there[k]: raise ValueError(f"resume: the checkpoint {f} has {k} {there[k]}, this learner {v}: make the learner as it was")
     diff = [k for k in {**here['model'], **there['model']} if here['model'].get(k) != there['model'].get(k)]
     if diff: raise ValueError(f"resume: the checkpoint {f} is of another architecture: {len(diff)} tensors differ, first {diff[0]}: {there['model'].get(diff[0])} there, {here['model'].get(diff[0])} here")
-    if hasattr(self, 'resumed'): self.resumed.after_fit()                     # of an earlier call
-    self.add_cbs([Resumed(state), SkipDone()])
-    self._do_fit = self.resumed.rest
+    if hasattr(self, 'resumed'): self.resumed.leave()                         # of an earlier call
+    self.add_cb(Resumed(state, f.name))
+    self._do_fit = self.resumed.do_fit
     return self

@@ -19,10 +19,13 @@ def _broadcast(self:DistributedDL, t, rank):
     torch.distributed.broadcast(t, rank)
     return t.tolist()
 
-# %% ../nbs/80_distributed.ipynb #09de16dd
+# %% ../nbs/80_distributed.ipynb #f99d9ec8
 class StreamDL(DistributedDL):
-    "A loader whose stream already gives each process its share; all of them stop after the shortest"
-    def __len__(self): return min(all_sizes(len(self.dl), 'cuda' if world() > 1 and torch.distributed.get_backend() == 'nccl' else None))
+    "A loader whose stream already gives each process its share; all of them stop after the shortest. Make it inside `distrib_ctx`, on all processes"
+    def __init__(self, dl, *args, **kwargs):
+        super().__init__(dl, *args, **kwargs)
+        self.n_batches = min(all_sizes(len(dl), 'cuda' if world() > 1 and torch.distributed.get_backend() == 'nccl' else None))
+    def __len__(self): return self.n_batches
     def get_idxs(self): return list(self.dl.get_idxs())[:len(self)*self.bs]
 
 # %% ../nbs/80_distributed.ipynb #d6a112d2

@@ -59,7 +59,7 @@ class MomentumEncoder(nn.Module):
         if missing: raise ValueError(f"student: it has no parameter {missing[0]!r}, which the momentum encoder follows")
         torch._foreach_lerp_(list(ts), [ps[n] for n in names], 1-check_momentum(m))
 
-# %% ../nbs/04_momentum.ipynb #0cf304c3
+# %% ../nbs/04_momentum.ipynb #4846a10f
 class EmbeddingQueue(nn.Module):
     "The newest `K` embeddings, with labels; all of its state is in buffers"
     def __init__(self,
@@ -107,5 +107,7 @@ class EmbeddingQueue(nn.Module):
         "The real entry most similar to each query by cosine; the queries themselves while the queue is empty"
         embs,labels = self.real
         if not len(embs): return z.detach().clone(),torch.full((len(z),), self.label, device=z.device)
-        i = (F.normalize(z.float(), dim=1) @ F.normalize(embs, dim=1).T).argmax(1)
+        with torch.autocast(z.device.type, enabled=False):
+            z,keys = F.normalize(z.float(), dim=1),F.normalize(embs, dim=1)
+            i = torch.cat([(o @ keys.T).argmax(1) for o in z.split(max(2**24//len(keys), 1))])   # 64 MB of similarities at a time
         return embs[i],labels[i]

@@ -9,7 +9,7 @@ __all__ = ['DeviceMixedPrecision']
 from torch.amp import GradScaler, autocast
 from fastai.vision.all import *
 
-# %% ../nbs/81_precision.ipynb #0eef4543
+# %% ../nbs/81_precision.ipynb #f336cc21
 class DeviceMixedPrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device of the model: CPU, CUDA or MPS"
     name = 'mixed_precision'
@@ -22,7 +22,7 @@ class DeviceMixedPrecision(MixedPrecision):
     def before_fit(self):
         dev,bf16 = next(self.learn.model.parameters()).device.type,self.amp_mode == AMPMode.BF16
         if dev == 'cuda' and bf16 and not torch.cuda.is_bf16_supported(): raise ValueError("to_bf16: this GPU has no bfloat16; use to_fp16")
-        fast = dev != 'cpu' or (torch.ops.mkldnn._is_mkldnn_bf16_supported if bf16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)()
+        fast = dev != 'cpu' or not torch.backends.mkldnn.is_available() or (torch.ops.mkldnn._is_mkldnn_bf16_supported if bf16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)()
         if not fast: warn(f"to_{'bf16' if bf16 else 'fp16'}: this CPU has no instructions for it, and torch emulates them: training takes tens of times as long as in fp32")
         self.kwargs['enabled'] = not bf16
         self.autocast,self.learn.scaler,self.scales = autocast(dev, dtype=torch.bfloat16 if bf16 else torch.float16),GradScaler(dev, **self.kwargs),L()

@@ -7,14 +7,20 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest, torch
-from fastai.vision.all import Callback, SaveModelCallback, set_seed
+from fastai.vision.all import Callback, GradientAccumulation, ParamScheduler, SaveModelCallback, SchedCos, set_seed
 from self_supervised.checkpoint import Checkpoint, checkpoints, plain, read_checkpoint, write_checkpoint
 from test_methods import METHODS, fit, make, make_dls, same, state
 
 # a process of one thread forks one child for each run, so that torch is imported once
+
+class Steps(Callback):
+    "Optimizer steps of this learner, to tell going on from starting again"
+    n = 0
+    def after_step(self): self.n += 1
 
 class Tell(Callback):
     "Write a byte after each training batch, by which the parent knows when to kill"
@@ -24,11 +30,11 @@ class Tell(Callback):
 
 def train(name, path, epochs=2, every=1, resume=False, cbs=(), n=45):
     set_seed(0)                             # a fork seeds Python's random numbers anew
-    learn = make(name, make_dls(n=n), path=path, cbs=[*cbs, *([Checkpoint(path/name, every=every)] if every else [])])
+    learn = make(name, make_dls(n=n), path=path, cbs=[*cbs, Steps(), *([Checkpoint(path/name, every=every)] if every else [])])
     if resume: learn.resume(path/name, missing_ok=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)
     r = learn.recorder
-    return plain(dict(model=learn.model.state_dict(), values=r.values, losses=r.losses, lrs=r.lrs, iters=r.iters, hps=r.hps))
+    return plain(dict(model=learn.model.state_dict(), values=r.values, losses=r.losses, lrs=r.lrs, iters=r.iters, hps=r.hps)),learn.steps.n
 
 def child(f):
     "Run `f` in a forked process; gives its id, and where it writes what it tells"
@@ -70,16 +76,17 @@ def finish(f, path):
 def kill(path, *names):
     torch.set_num_threads(1); path = Path(path)
     for i,name in enumerate(names):
-        want = finish(lambda w: train(name, path, every=None), path/f'{name}.pth')
+        want,n = finish(lambda w: train(name, path, every=None), path/f'{name}.pth')
         kill_after(lambda w: train(name, path, every=2, cbs=[Tell(w)]), 5+i%3, path/name)
-        equal(finish(lambda w: train(name, path, every=2, resume=True), path/f'{name}.pth'), want, name)
+        got,steps = finish(lambda w: train(name, path, every=2, resume=True), path/f'{name}.pth')
+        equal(got, want, name); assert steps < n
         print(name, 'goes on exactly')
 
 def soak(path, n=50, seed=0):
     "`n` kills at random moments, many of them while a checkpoint is written"
     torch.set_num_threads(1); path,name,rng = Path(path),'moco',random.Random(int(seed))
     kw = dict(epochs=40, n=61)
-    want = finish(lambda w: train(name, path, every=None, **kw), path/'want.pth')
+    want,all_steps = finish(lambda w: train(name, path, every=None, **kw), path/'want.pth')
     start = time.time(); finish(lambda w: train(name, path, resume=True, **kw), path/'whole.pth'); span = time.time()-start
     for o in (path/name).glob('*'): o.unlink()
     torn = 0
@@ -93,7 +100,8 @@ def soak(path, n=50, seed=0):
         last = checkpoints(path/name)
         for o in last: read_checkpoint(o)                      # none is torn
         print(f"kill {i+1}: {last[-1].stem if last else 'before the first checkpoint'}, {torn} in the middle of writing", flush=True)
-    equal(finish(lambda w: train(name, path, resume=True, **kw), path/'last.pth'), want)
+    got,steps = finish(lambda w: train(name, path, resume=True, **kw), path/'last.pth')
+    equal(got, want); assert steps < all_steps/2
     print(f'{n} kills, {torn} while writing: as uninterrupted')
 
 def terminate(path):
@@ -112,7 +120,7 @@ def full_disk(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     try: fit(learn)
     except OSError as e: print('refused:', e)
-    assert {o:o.read_bytes() for o in checkpoints(path)} == before 
+    assert {o:o.read_bytes() for o in checkpoints(path)} == before
 
 def run(*args, n=1):
     return subprocess.Popen([sys.executable, __file__, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
@@ -146,28 +154,35 @@ def test_another_learner(moco, change, msg):
     with pytest.raises(ValueError, match=msg): learn.resume(moco)
     assert same(before, state(learn)) and not hasattr(learn, 'resumed')
 
-@pytest.mark.parametrize('key,value,msg', [('ssl_checkpoint', 99, 'version 99'), ('processes', 4, 'processes 4')])
-def test_another_version_or_world(moco, tmp_path, key, value, msg):
-    s = read_checkpoint(checkpoints(moco)[-1])
-    (s if key in s else s['meta'])[key] = value
-    write_checkpoint(s, tmp_path/'a.ckpt')
-    with pytest.raises(ValueError, match=msg): make('moco').resume(tmp_path/'a.ckpt')
+def changed(path, to, change):
+    s = read_checkpoint(checkpoints(path)[-1]); change(s)
+    return write_checkpoint(s, to/'a.ckpt')
 
-def test_another_fit(moco):
-    learn = make('moco').resume(moco)
-    with pytest.raises(ValueError, match='fit of 1 epochs of 4 batches, this one has 3'): fit(learn, 3)
+def test_another_version(moco, tmp_path):
+    with pytest.raises(ValueError, match='version 99'): make('moco').resume(changed(moco, tmp_path, lambda s: s.update(ssl_checkpoint=99)))
+
+def test_another_fit(moco, tmp_path):
+    "Other epochs, processes or frozen layers: nothing is loaded, and the learner can be used"
+    def refused(learn, n, msg):
+        before = state(learn)
+        with pytest.raises(ValueError, match=msg): fit(learn, n)
+        assert same(before, state(learn)) and not hasattr(learn, 'resumed')
+        fit(learn, n); assert len(learn.recorder.values) == n
+    refused(make('moco').resume(moco), 3, 'epochs 1 there, 3 here')
+    refused(make('moco').resume(changed(moco, tmp_path, lambda s: s['plan'].update(processes=4))), 1, 'processes 4 there, 1 here')
+    refused(make('moco').resume(changed(moco, tmp_path, lambda s: s['plan'].update(frozen=1))), 1, 'frozen 1 there')
 
 @pytest.mark.parametrize('damage', ['cut','half','foreign','pickle','empty'])
 def test_damaged_files(moco, tmp_path, damage):
     "Refused by name, passed over in a folder, and no code of theirs is run"
     for o in checkpoints(moco): (tmp_path/o.name).write_bytes(o.read_bytes())
-    f = tmp_path/'999999999-9.ckpt'; raw = checkpoints(moco)[-1].read_bytes()
+    f = tmp_path/'999999-epoch9-batch0.ckpt'; raw = checkpoints(moco)[-1].read_bytes()
     if damage == 'cut': f.write_bytes(raw[:-100])
     if damage == 'half': f.write_bytes(raw[:len(raw)//2])
     if damage == 'foreign': torch.save({'model':{}}, f)
     if damage == 'pickle': torch.save(Boom(), f)
     if damage == 'empty': f.write_bytes(b'')
-    with pytest.raises(ValueError, match='999999999'): make('moco').resume(f)
+    with pytest.raises(ValueError, match='999999'): make('moco').resume(f)
     with pytest.warns(UserWarning, match='trying the one before'): learn = make('moco').resume(tmp_path)
     assert fit(learn).recorder.values
     assert not Boom.called
@@ -194,6 +209,92 @@ def test_sigterm_handler_is_put_back(tmp_path):
     old = signal.signal(signal.SIGTERM, mine)
     try: fit(make('moco', cbs=[Checkpoint(tmp_path)])); assert signal.getsignal(signal.SIGTERM) is mine
     finally: signal.signal(signal.SIGTERM, old)
+
+class Leave(Callback):
+    "Something happens at an event of the second epoch"
+    order = 200
+    def __init__(self, event, f): setattr(self, event, lambda: f() if self.learn.epoch == 1 else None)
+
+@pytest.mark.parametrize('event,f,code', [('before_validate', lambda: signal.raise_signal(signal.SIGTERM), 128+signal.SIGTERM),
+                                          ('before_epoch', lambda: sys.exit(3), 3)])
+@pytest.mark.parametrize('n_acc', [1, 24])
+def test_left(tmp_path, event, f, code, n_acc):
+    "SIGTERM in a validation; and an end between epochs with gradients of 8 images of 24 accumulated"
+    def learner(*cbs): return make('moco', cbs=[GradientAccumulation(n_acc), ParamScheduler({'eps': SchedCos(1e-5, 1e-3)}), *cbs])
+    def whole(learn):
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-3)
+        return plain(dict(model=learn.model.state_dict(), values=learn.recorder.values, losses=learn.recorder.losses, lrs=learn.recorder.lrs, hps=[o.hps for o in learn.cbs if isinstance(o, ParamScheduler)]))
+    want = whole(learner())
+    left = learner(Checkpoint(tmp_path), Leave(event, f))
+    with pytest.raises(SystemExit) as e: whole(left)
+    assert e.value.code == code
+    left.checkpoint.finish()                # as the end of the process would
+    again = learner(Steps()).resume(tmp_path)
+    equal(whole(again), want); assert again.steps.n < (12 if n_acc == 1 else 4)
+
+def test_next_fit(tmp_path):
+    "A later fit's checkpoints are newer than an earlier one's, however short; another training in the folder is warned of"
+    learn = make('moco', cbs=[Checkpoint(tmp_path, every=1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        fit(learn, 2); fit(learn, 1)
+    assert [read_checkpoint(o)['fit'] for o in checkpoints(tmp_path)] == [2,2]
+    with pytest.warns(UserWarning, match='another fit'): fit(make('moco', cbs=[Checkpoint(tmp_path)]))
+
+def test_several_fits(tmp_path):
+    "fine_tune is two fits: what was over is passed by, and the second goes on"
+    def whole(learn):
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-3); learn.fit_one_cycle(2, 1e-4)
+        return plain(dict(model=learn.model.state_dict(), values=learn.recorder.values, lrs=learn.recorder.lrs))
+    want = whole(make('moco'))
+    left = make('moco', cbs=[Checkpoint(tmp_path), Leave('before_epoch', lambda: sys.exit() if left.checkpoint.n_fits == 2 else None)])
+    with pytest.raises(SystemExit): whole(left)
+    left.checkpoint.finish()
+    again = make('moco', cbs=[Steps(), Checkpoint(tmp_path)]).resume(tmp_path)
+    with pytest.warns(UserWarning, match='fit 1 was over'): equal(whole(again), want)
+    assert again.steps.n == 4
+
+def test_validate_around_a_resumed_fit(moco, tmp_path):
+    "validate and get_preds have the events of a fit"
+    class Validates(Callback):
+        order = 50
+        def after_epoch(self):
+            if not self.learn.lock.locked(): set_seed(9); self.learn.validate()
+    def whole(learn):
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-3)
+        return plain(dict(model=learn.model.state_dict(), times=len(learn.checkpoint.times), n_steps=learn.checkpoint.n_steps))
+    want = whole(make('moco', cbs=[Validates(), Checkpoint(tmp_path/'a')]))
+    left = make('moco', cbs=[Validates(), Checkpoint(tmp_path/'b'), Leave('before_epoch', sys.exit)])
+    with pytest.raises(SystemExit): whole(left)
+    left.checkpoint.finish()
+    again = make('moco', cbs=[Validates(), Checkpoint(tmp_path/'b')]).resume(tmp_path/'b')
+    with again.no_bar(): again.validate()
+    equal(whole(again), want)
+
+def test_after_an_interrupt(tmp_path):
+    "The learner exports without what the checkpoint held, and fits anew"
+    learn = make('moco', path=tmp_path, cbs=[Checkpoint(tmp_path/'c'), Leave('before_validate', sys.exit)])
+    with pytest.raises(SystemExit): fit(learn, 3)
+    learn.remove_cb(Leave)
+    learn.export('a.pkl')
+    mb = (tmp_path/'a.pkl').stat().st_size
+    learn = make('moco', path=tmp_path).resume(tmp_path/'c'); learn.export('b.pkl')
+    assert (tmp_path/'b.pkl').stat().st_size < 1.1*mb < .5*checkpoints(tmp_path/'c')[-1].stat().st_size
+    learn.add_cb(Leave('before_validate', sys.exit))
+    with pytest.raises(SystemExit): fit(learn, 3)
+    learn.remove_cb(Leave)
+    assert not hasattr(learn, 'resumed')
+    fit(learn); assert len(learn.recorder.values) == 1
+
+def test_long_training(tmp_path):
+    "What is recorded a step does not make a record a step"
+    n = 5000
+    class Long(Callback):
+        def after_train(self):
+            for o in (self.recorder.losses, self.recorder.lrs): o.extend(o[-1:]*n)
+    learn = fit(make('moco', cbs=[Long(), Checkpoint(tmp_path)]))
+    assert len(read_checkpoint(checkpoints(tmp_path)[-1])['recorder']['losses']) > n
+    assert len(zipfile.ZipFile(checkpoints(tmp_path)[-1]).namelist()) < 1000
 
 def test_resume_twice(moco):
     learn = make('moco').resume(moco).resume(moco)

@@ -1,5 +1,6 @@
 "Several processes on gloo compute what one does, for every method."
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,11 +8,12 @@ import pytest, torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
+from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
+from self_supervised.checkpoint import Checkpoint, checkpoints
 from self_supervised.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
 from self_supervised.vision.all import KNN, ToImageBatch, get_model
-from test_methods import METHODS, each, image
+from test_methods import METHODS, image
 
 def start(rank, path):
     dist.init_process_group('gloo', init_method=f'file://{path}/sync', rank=rank, world_size=2)
@@ -30,8 +32,9 @@ def test_sinkhorn(tmp_path, cut):
 
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1
 
-N,LR = 20,{'':.02, 'barlow_twins':1e-4, 'vic_reg':1e-3}    # where losses are sums, gradients are large
+N,LR = 20,{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3}    # where losses are sums, gradients are large
 SHARES = list(range(11)),list(range(11, N))
+RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after 16 images, of all processes
 ORDER = [i for s in range(0, 12, 4) for share in SHARES for i in share[s:s+4]]
 
 class Fixed(DisplayedTransform):
@@ -57,8 +60,9 @@ def without_bn(m):
         else: without_bn(c)
     return m
 
-def learner(name, rank=0, **kw):
+def learner(name, **kw):
     from self_supervised.vision.all import create_encoder
+    name,_,acc = name.partition('+')
     cb,model_f,_,args = METHODS[name]
     args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
     set_seed(0)
@@ -67,7 +71,7 @@ def learner(name, rank=0, **kw):
     items = [(image(i), torch.tensor(i%3)) for i in range(N)]
     trn = TfmdDL(items, bs=8, num_workers=0, get_idxs=lambda: ORDER)
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=4, num_workers=0), device=torch.device('cpu'))
-    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records()], metrics=KNN(k=3))
+    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), *([GradientAccumulation(16)] if acc else [])], metrics=KNN(k=3))
 
 def run(name):
     learn = learner(name)
@@ -79,7 +83,7 @@ def run(name):
 def fit_all(path):
     from accelerate import Accelerator
     Accelerator(cpu=True)
-    for name in METHODS:
+    for name in RUNS:
         learn = learner(name)
         with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, LR.get(name, LR['']))
         torch.save(dict(losses=learn.records.losses[:3], knn=learn.final_record[2], state=learn.model.state_dict()), f'{path}/{name}-{rank_distrib()}')
@@ -90,7 +94,7 @@ def two(tmp_path_factory):
     launch(__file__, 'fit_all', path)
     return path
 
-@each
+@pytest.mark.parametrize('name', RUNS)
 def test_two_processes_are_one(name, two):
     one,(a,b) = run(name),(torch.load(two/f'{name}-{r}', weights_only=True) for r in (0,1))
     torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
@@ -98,6 +102,29 @@ def test_two_processes_are_one(name, two):
     for k,v in one['state'].items():
         torch.testing.assert_close(a['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
         assert torch.equal(a['state'][k], b['state'][k]), k               # queues, teachers and centres too, to the bit
+
+class Killed(Callback):
+    "The second process dies in the second epoch; its starter ends the first"
+    order = 100
+    def after_batch(self):
+        if self.training and rank_distrib() and (self.epoch,self.iter) == (1,1): os.kill(os.getpid(), signal.SIGKILL)
+
+def go_on(path, what):
+    learn = learner('moco')
+    if what != 'whole': learn.add_cb(Checkpoint(f'{path}/c', every=1)).resume(f'{path}/c', missing_ok=True)
+    if what == 'killed': learn.add_cb(Killed())
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .02)
+    torch.save(dict(values=[list(o) for o in learn.recorder.values], state=learn.model.state_dict()), f'{path}/{what}-{rank_distrib()}')
+
+def test_resume_two_processes(tmp_path):
+    "One of them is killed; both go on as if nothing had happened"
+    launch(__file__, 'go_on', tmp_path, 'whole')
+    with pytest.raises(RuntimeError): launch(__file__, 'go_on', tmp_path, 'killed')
+    assert checkpoints(tmp_path/'c')[-1].name.split('-')[1] == 'epoch1'
+    launch(__file__, 'go_on', tmp_path, 'resumed')
+    for r in (0,1):
+        a,b = (torch.load(tmp_path/f'{o}-{r}', weights_only=True) for o in ('whole','resumed'))
+        assert a['values'] == b['values'] and all(torch.equal(v, b['state'][k]) for k,v in a['state'].items())
 
 def refuse(path):
     from accelerate import Accelerator
