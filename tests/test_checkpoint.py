@@ -146,9 +146,9 @@ def moco(tmp_path_factory):
 
 def test_keeps_the_last(moco): assert len(checkpoints(moco)) == 2
 
-@pytest.mark.parametrize('change,msg', [(dict(K=32), 'K'), (dict(name='sup_con_moco'), 'method'), (dict(arch='resnet14t'), 'architecture')])
+@pytest.mark.parametrize('change,msg', [(dict(K=32), 'K'), (dict(name='sup_con_moco'), 'method'), (dict(arch='resnet10t'), 'architecture')])
 def test_another_learner(moco, change, msg):
-    name,arch = change.pop('name', 'moco'),change.pop('arch', 'resnet10t')
+    name,arch = change.pop('name', 'moco'),change.pop('arch', 'test_resnet')
     from self_supervised.vision.all import create_encoder
     learn = make(name, model=METHODS[name][1](create_encoder(arch, False)), **change); before = state(learn)
     with pytest.raises(ValueError, match=msg): learn.resume(moco)

@@ -42,7 +42,7 @@ def make_dls(bs=8, n=45, labels=True, tfms=None, **kw):
 def make(name, dls=None, cbs=None, size=16, loss_func=None, model=None, stats=imagenet_stats, **kw):
     cb,model_f,augs,args = METHODS[name]
     set_seed(0)
-    return Learner(dls or make_dls(), model or model_f(create_encoder('resnet10t', False)), loss_func=loss_func, path=kw.pop('path', None),
+    return Learner(dls or make_dls(), model or model_f(create_encoder('test_resnet', False)), loss_func=loss_func, path=kw.pop('path', None),
                    cbs=[cb(augs(size, stats=stats), **{**args, **kw}), *(cbs or [])])
 
 def fit(learn, n=1):

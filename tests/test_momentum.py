@@ -48,7 +48,7 @@ def test_K_larger_than_the_data():
 def test_K_smaller_than_the_batch(): assert int(fit(make('moco', K=5)).moco.queue.n_real) == 5
 
 def test_projector_whose_last_layer_is_not_linear():
-    model = create_moco_model(timm.create_model('resnet10t', num_classes=0), projection_size=16)
+    model = create_moco_model(timm.create_model('test_resnet', num_classes=0), projection_size=16)
     model.projector.append(torch.nn.BatchNorm1d(16))
     assert fit(make('moco', model=model)).moco.emb_queue.shape == (16,16)
     model.projector = torch.nn.Identity()
@@ -57,7 +57,7 @@ def test_projector_whose_last_layer_is_not_linear():
 
 @pytest.mark.parametrize('name', ['mocov3','byol','sim_siam','nnclr'])
 def test_model_without_predictor(name):
-    with pytest.raises(ValueError, match='no `.predictor`'): make(name, model=create_moco_model(timm.create_model('resnet10t', num_classes=0)))
+    with pytest.raises(ValueError, match='no `.predictor`'): make(name, model=create_moco_model(timm.create_model('test_resnet', num_classes=0)))
 
 class Spy(Callback):
     "Keys and queue as the loss sees them"

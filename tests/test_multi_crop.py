@@ -37,7 +37,7 @@ def test_outputs_stay_with_their_views(sizes):
 def test_more_views(name, sizes):
     cb,model,_,args = METHODS[name]
     augs = [get_batch_augs(s) for s in sizes]
-    learn = ssl.Learner(make_dls(), model(create_encoder('resnet10t', False)), cbs=cb(augs, **args))
+    learn = ssl.Learner(make_dls(), model(create_encoder('test_resnet', False)), cbs=cb(augs, **args))
     fit(learn)
     assert all(torch.isfinite(torch.tensor(o)) for o in learn.recorder.losses)
     assert getattr(learn, name).show(n=2).shape == (2,len(sizes))
@@ -51,7 +51,7 @@ def test_show_at_own_size():
 class OneInput(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = create_encoder('resnet10t', False); self.projector = nn.Linear(self.encoder.nf, 8)
+        self.encoder = create_encoder('test_resnet', False); self.projector = nn.Linear(self.encoder.nf, 8)
     def forward(self, x): return self.projector(self.encoder(x))
 
 def test_own_model():
@@ -141,9 +141,9 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=msg): make('dino', **kw)
     for kw,msg in [(dict(queue_start_pct=2),'queue_start_pct'), (dict(freeze_pct=-1),'freeze_pct'), (dict(eps=0),'eps'), (dict(n_sinkh_iter=0),'n_sinkh_iter'), (dict(temp=0),'temp')]:
         with pytest.raises(ValueError, match=msg): make('swav', **kw)
-    with pytest.raises(ValueError, match='n_protos'): ssl.create_swav_model(create_encoder('resnet10t', False), n_protos=1)
-    with pytest.raises(ValueError, match='n_out'): ssl.create_dino_model(create_encoder('resnet10t', False), n_out=1)
-    with pytest.raises(ValueError, match='last_layer'): make('dino', model=ssl.create_simclr_model(create_encoder('resnet10t', False)))
+    with pytest.raises(ValueError, match='n_protos'): ssl.create_swav_model(create_encoder('test_resnet', False), n_protos=1)
+    with pytest.raises(ValueError, match='n_out'): ssl.create_dino_model(create_encoder('test_resnet', False), n_out=1)
+    with pytest.raises(ValueError, match='last_layer'): make('dino', model=ssl.create_simclr_model(create_encoder('test_resnet', False)))
     with pytest.raises(ValueError, match='lmb'): make('barlow_twins', lmb=-1)
     for n in ('invariance','variance','covariance','eps'):
         with pytest.raises(ValueError, match=n): make('vic_reg', **{n:-1})
