@@ -8,7 +8,7 @@ from fastcore.script import call_parse
 from memory import peak_mb
 
 from self_supervised import losses
-from self_supervised.distributed import *
+from self_supervised.training.distributed import *
 from self_supervised.vision.all import *
 
 def timed(f, n=5):

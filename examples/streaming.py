@@ -8,7 +8,7 @@ from fastcore.script import call_parse
 from PIL import Image
 
 from self_supervised.vision.all import *
-from self_supervised.distributed import *
+from self_supervised.training.distributed import *
 
 def write_shards(dls:DataLoaders, folder:Path, n:int=8) -> list:
     "The training images of `dls` as PNG files in `n` tar shards: in their place come yours, from `tar` or wds.ShardWriter"

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_view', 'get_batch_augs',
            'get_multi_aug_pipelines', 'get_asymmetric_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views',
-           'make_views', 'assert_aug_pipelines', 'get_norm', 'decode_views']
+           'make_views', 'assert_aug_pipelines', 'get_norm', 'decode_views', 'no_random_change', 'show_views',
+           'whole_views']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
 import warnings
+from contextlib import contextmanager
+from numbers import Real
 from fastai.vision.all import *
 from .views import *
 
@@ -97,8 +100,16 @@ def describe_view(p:dict, i:int=0) -> str:
     return ', '.join(res + [f"turn {v['angle']:+.0f}°"]*(v['angle'] != 0) + [f"blur {v['sigma']:.1f}"]*(v['sigma'] > 0))
 
 # %% ../nbs/01_augmentations.ipynb #7b1dd391
-def _check_range(name, v, lo=0., hi=float('inf')):
-    if len(v) != 2 or not lo <= v[0] <= v[1] <= hi: raise ValueError(f"{name} must be (low, high) with {lo} <= low <= high <= {hi}, got {v!r}")
+def _check_numbers(name, v, n, lo=0., hi=float('inf')):
+    "Raise unless `v` is `n` numbers from `lo` to `hi`, not falling if there are two"
+    ok = is_listy(v) and len(v) == n and all(isinstance(o, Real) and lo <= o <= hi for o in v) and (n != 2 or v[0] <= v[1])
+    if not ok: raise ValueError(f"{name} must be {n} numbers from {lo:.3g} to {hi:.3g}{', (low, high)' if n == 2 else ''}, got {v!r}")
+
+def _check_size(size):
+    hw = (size,size) if isinstance(size, int) else size
+    if not is_listy(hw) or len(hw) != 2 or not all(isinstance(o, int) and o >= 1 for o in hw):
+        raise ValueError(f"size must be an int of at least 1, or two of them, height and width, got {size!r}")
+    return tuple(hw)
 
 def get_batch_augs(
     size:int|tuple, # Height and width of the views
@@ -115,15 +126,16 @@ def get_batch_augs(
     xtra_tfms:list|None=None # kornia augmentations or fastai transforms, run before normalisation
 ) -> Pipeline: # `Pipeline(..., split_idx=0)`
     "A pipeline that makes one view of every image of a batch"
-    h,w = (size,size) if isinstance(size, int) else size
-    if min(h,w) < 1: raise ValueError(f"size must be at least 1, got {size!r}")
-    _check_range('resize_scale', resize_scale, hi=1.); _check_range('resize_ratio', resize_ratio); _check_range('blur_s', blur_s)
+    size,least = _check_size(size),1e-6
+    _check_numbers('resize_scale', resize_scale, 2, least, 1.); _check_numbers('resize_ratio', resize_ratio, 2, least); _check_numbers('blur_s', blur_s, 2)
+    jit = (.8*jitter_s,.8*jitter_s,.8*jitter_s,.2*jitter_s) if isinstance(jitter_s, Real) else jitter_s
+    _check_numbers('jitter_s, or the four strengths that come from it,', jit, 4)
     for n,p in dict(flip_p=flip_p, rotate_p=rotate_p, jitter_p=jitter_p, bw_p=bw_p, blur_p=blur_p, solarize_p=solarize_p).items():
-        if not 0 <= p <= 1: raise ValueError(f"{n} must be a probability, got {p!r}")
-    jit = (.8*jitter_s,.8*jitter_s,.8*jitter_s,.2*jitter_s) if isinstance(jitter_s, (int,float)) else tuple(jitter_s)
+        if not isinstance(p, Real) or not 0 <= p <= 1: raise ValueError(f"{n} must be a probability, got {p!r}")
     xtra = [KorniaAug(o) if isinstance(o, nn.Module) else o for o in L(xtra_tfms)]
-    views = ViewAugs((h,w), resize_scale, resize_ratio, flip_p, rotate_deg, rotate_p if rotate else 0., jit if jitter else (0.,)*4, jitter_p if jitter else 0., bw_p if bw else 0.,
-                     blur_s, blur_p if blur else 0., solarize_p if solarize else 0., None if xtra else stats, same_on_batch)
+    views = ViewAugs(size, resize_scale, resize_ratio, flip_p, rotate_deg, rotate_p if rotate else 0.,
+                     tuple(jit) if jitter else (0.,)*4, jitter_p if jitter else 0., bw_p if bw else 0., blur_s, blur_p if blur else 0.,
+                     solarize_p if solarize else 0., None if xtra else stats, same_on_batch)
     return Pipeline([views, *xtra, *([NormalizeViews.from_stats(*stats, cuda=False)] if xtra and stats is not None else [])], split_idx=0)
 
 # %% ../nbs/01_augmentations.ipynb #c400156e
@@ -198,3 +210,40 @@ def decode_views(pipe:Pipeline, x:Tensor) -> Tensor:
     "Views of `pipe` as one would look at them: normalisation undone, in [0,1]"
     norm,x = get_norm(pipe),TensorImage(x.detach().float())
     return (norm.decode(x) if norm else x).clamp(0,1)
+
+# %% ../nbs/01_augmentations.ipynb #4e167604
+@contextmanager
+def no_random_change():
+    "Random numbers go on after it as if it had not been"
+    state = get_random_states()
+    try: yield
+    finally: set_random_states(**state)
+
+def show_views(
+    aug_pipelines:list, # A pipeline for each view
+    images:Tensor|list, # (B, C, H, W) in [0,1] or uint8, or a list of images of one size, e.g. of `PILImage`
+    describe:bool=False, # Say what was drawn
+    imsize:float=1.6, # Inches for a view
+    **kwargs # Passed to `subplots`
+) -> np.ndarray: # Axes (B, views)
+    "A row for each image, a column for each view, as a loss would see them"
+    x = images if isinstance(images, Tensor) else torch.stack([o if isinstance(o, Tensor) else image2tensor(o) for o in images])
+    with no_random_change():
+        drawn = draw_views(aug_pipelines, x)
+        views = make_views(aug_pipelines, x, drawn)
+    kwargs = {'gridspec_kw':dict(width_ratios=[v.shape[-1] for v in views]), **(dict(layout='constrained') if describe else {}), **kwargs}
+    axs = subplots(len(x), len(views), imsize=imsize, **kwargs)[1].reshape(len(x), len(views))
+    for j,(p,v) in enumerate(zip(aug_pipelines, views)):
+        for i,o in enumerate(decode_views(p, v).cpu()):
+            show_image(o[:3] if len(o) >= 3 else o[:1], ctx=axs[i,j], cmap='gray', vmin=0, vmax=1, title=f"view {j+1}" if not i else None)
+            if describe and drawn[j]: axs[i,j].set_title(describe_view(drawn[j], i).replace(', ', '\n'), fontsize=6)
+    return axs
+
+# %% ../nbs/01_augmentations.ipynb #384f901e
+def whole_views(x:Tensor, # (B, C, H, W) in [0,1] or uint8
+                size:tuple # Height and width
+) -> Tensor: # (B, C, *size)
+    "Images without augmentation at the size of views: the largest central crop of that shape, resized"
+    if tuple(x.shape[-2:]) == tuple(size): return x
+    with no_random_change(): crop = ViewAugs(size, (1.,1.), (size[1]/size[0],)*2).draw(x)
+    return TensorImage(render(x.as_subclass(torch.Tensor), crop, size))

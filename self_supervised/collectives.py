@@ -33,10 +33,11 @@ def all_objects(o) -> list:
     if world() > 1: dist.all_gather_object(res, o)
     return res
 
-def share_buffers(module:torch.nn.Module):
-    "Give all processes the buffers of the first"
+def share_buffers(buffers:dict # Names and tensors, e.g. `dict(module.named_buffers())`
+):
+    "Give all processes the tensors of the first, in place"
     if world() > 1:
-        for b in module.buffers(): dist.broadcast(b, 0)
+        for b in buffers.values(): dist.broadcast(b, 0)
 
 # %% ../nbs/07_collectives.ipynb #49ede448
 class _Gather(torch.autograd.Function):

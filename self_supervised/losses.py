@@ -8,6 +8,7 @@ __all__ = ['check_temp', 'remove_diag', 'similarity', 'nt_xent', 'dcl', 'supcon'
 
 # %% ../nbs/03_losses.ipynb #eb334f64
 import math
+from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,7 @@ from .collectives import all_reduce
 # %% ../nbs/03_losses.ipynb #b74fda2a
 def check_temp(temp):
     "Raise unless `temp` is a positive number"
-    if not isinstance(temp, (int,float)) or not temp > 0: raise ValueError(f"temp must be a number > 0, got {temp!r}")
+    if not isinstance(temp, Real) or isinstance(temp, bool) or not 0 < temp < math.inf: raise ValueError(f"temp must be a number > 0, got {temp!r}")
     return temp
 
 def remove_diag(x:Tensor # (n, n)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from copy import deepcopy
 from math import cos, pi
+from numbers import Real
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -19,7 +20,7 @@ from torchvision.ops import StochasticDepth
 def check_momentum(m):
     "Raise unless `m` is a number in [0,1] or a pair of them, (start, end)"
     ms = m if isinstance(m, (tuple,list)) else (m,m)
-    if len(ms) != 2 or not all(isinstance(o, (int,float)) and 0 <= o <= 1 for o in ms): raise ValueError(f"m must be in [0,1], or (start, end) in [0,1], got {m!r}")
+    if len(ms) != 2 or not all(isinstance(o, Real) and not isinstance(o, bool) and 0 <= o <= 1 for o in ms): raise ValueError(f"m must be in [0,1], or (start, end) in [0,1], got {m!r}")
     return m
 
 def momentum_at(m:float|tuple, # A number, or (start, end)
@@ -30,13 +31,22 @@ def momentum_at(m:float|tuple, # A number, or (start, end)
     return end - (end-start)*(1+cos(pi*pct))/2
 
 class MomentumEncoder(nn.Module):
-    "A frozen copy of `student`, taken when it is built, that follows it; attributes are the copy's"
+    "A frozen copy of `student`, taken when it is built, that follows it; attributes are the copy's. In training only running statistics know of it"
     def __init__(self, student:nn.Module):
         super().__init__()
         self.module = deepcopy(student).requires_grad_(False)
         for m in self.module.modules():
             if isinstance(m, (_DropoutNd,StochasticDepth)): m.p = 0.
             elif isinstance(m, DropPath): m.drop_prob = 0.
+        self.train(student.training)
+
+    def train(self, mode:bool=True):
+        "What is random in training, e.g. dropped patches, is left out: layers without running statistics stay in evaluation mode"
+        super().train(False)
+        for m in self.module.modules():
+            if hasattr(m, 'running_var'): m.train(mode)
+        self.training = mode
+        return self
 
     def forward(self, *xs):
         with torch.no_grad(): return self.module(*xs)

@@ -120,11 +120,13 @@ def render(
     p:dict, # (n,) tensors: those of `view_map` and `color_matrices`, `src` (which image), `sigma` of the blur and `solarize`
     size:tuple, # Height and width of the views
     norm:tuple|None=None, # (mean, std), each (c,), to normalise with
-    chunk:int|None=None # Views in work at a time; None fits the cache of a CPU, or takes 256 MB on other devices
+    chunk:int|None=None # Views in work at a time; None fits the cache of a CPU, or takes 256 MB on other devices, and the images for them 64 MB
 ) -> Tensor: # (n, c, *size) fp32
     "The views that `p` describes"
     out = torch.empty(len(p['src']), x.shape[1], *size, device=x.device)
-    if chunk is None: chunk = max(8, (3*2**19 if x.device.type == 'cpu' else 2**28)//(4*out[0].numel()))
+    if chunk is None:
+        chunk = max(8, (3*2**19 if x.device.type == 'cpu' else 2**28)//(4*out[0].numel()))
+        chunk = max(1, min(chunk, 2**26//(4*x[0].numel())))
     order = p['sigma'].argsort()                             # the views to blur side by side
     with torch.autocast(x.device.type, enabled=False):
         args = [o[order].split(chunk) for o in (p['src'],*view_map(p, x.shape[2:], size),p['sigma'],*color_matrices(p, x.shape[1]),p['solarize'])]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest, torch
 from fastai.vision.all import Callback, GradientAccumulation, ParamScheduler, SaveModelCallback, SchedCos, set_seed
-from self_supervised.checkpoint import Checkpoint, checkpoints, plain, read_checkpoint, write_checkpoint
+from self_supervised.training.checkpoint import Checkpoint, checkpoints, plain, read_checkpoint, write_checkpoint
 from test_methods import METHODS, fit, make, make_dls, same, state
 
 # a process of one thread forks one child for each run, so that torch is imported once
@@ -53,7 +53,9 @@ def status(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 def kill_after(f, n, folder):
     "Kill the child when it has told of `n` batches and there is a checkpoint"
     pid,r = child(f)
-    while n > 0 or not checkpoints(folder): n -= os.read(r, 1) == b'.'; time.sleep(.001)
+    while n > 0 or not checkpoints(folder):
+        assert os.read(r, 1), 'the child ended by itself'
+        n -= 1; time.sleep(.001)
     os.kill(pid, signal.SIGKILL); os.close(r)
     assert status(pid) == -signal.SIGKILL
 

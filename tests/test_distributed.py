@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
-from self_supervised.checkpoint import Checkpoint, checkpoints
-from self_supervised.distributed import DistributedDL, launch
+from self_supervised.training.checkpoint import Checkpoint, checkpoints
+from self_supervised.training.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
 from self_supervised.vision.all import KNN, ToImageBatch, get_model
 from test_methods import METHODS, image

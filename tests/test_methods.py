@@ -156,7 +156,8 @@ def test_plain_torch_loaders_and_uint8(name):
     learn = make(name, DataLoaders(dl, dl), loss_func=noop); learn.metrics = KNN(); fit(learn)
     assert len(getattr(learn, name).show(n=2)) == 2
     x = (data[0][0].float()/255 - tensor(imagenet_stats[0])[:,None,None])/tensor(imagenet_stats[1])[:,None,None]
-    torch.testing.assert_close(get_features(learn)[0][:1], learn.model.encoder.eval()(x[None]).detach())
+    torch.testing.assert_close(get_features(learn, size=24)[0][:1], learn.model.encoder.eval()(x[None]).detach())
+    assert not torch.equal(get_features(learn)[0], get_features(learn, size=24)[0])           # at the size of the views, unless told otherwise
 
 @each
 def test_bare_images(name):

@@ -13,10 +13,10 @@ from ..losses import *
 from ..momentum import *
 from ..callback import *
 from ..data import *
-from ..evaluation import *
-from ..precision import *
-from ..checkpoint import *
-from ..big_batches import *
+from ..evaluation.features import *
+from ..training.precision import *
+from ..training.checkpoint import *
+from ..training.big_batches import *
 from .simclr import *
 from .supcon import *
 from .moco import *

@@ -96,13 +96,12 @@ class DINO(StagedMixin, TeacherCallback):
             raise ValueError("freeze_last_layer: the model's projector has no `.last_layer`; use DINOHead or freeze_last_layer=0")
     def attach(self, model):
         super().attach(model)
-        if not hasattr(model, 'center'): model.register_buffer('center', torch.zeros(projection_size(model), device=next(model.parameters()).device))
+        keep(model, 'center', self.name, lambda: torch.zeros(projection_size(model), device=next(model.parameters()).device))
 
     @property
     def tpt(self) -> float:
         "The teacher's temperature now"
-        pct = getattr(self.learn, 'pct_train', 0.)
-        return self.tpt_end if pct >= self.tpt_warmup else self.tpt_start + (self.tpt_end-self.tpt_start)*pct/self.tpt_warmup
+        return self.tpt_end if self.pct >= self.tpt_warmup else self.tpt_start + (self.tpt_end-self.tpt_start)*self.pct/self.tpt_warmup
 
     def lf(self, pred, y, t):
         self.stage(t)

@@ -70,10 +70,12 @@ class MOCOV3(TeacherCallback):
         super().__init__(aug_pipelines, print_augs)
         self.m,self.temp,self.freeze_patch_embed = check_momentum(m),check_temp(temp),freeze_patch_embed
 
-    def attach(self, model):
-        super().attach(model)
+    def check_setup(self):
+        super().check_setup()
+        if self.freeze_patch_embed and not hasattr(get_model(self.learn.model).encoder, 'patch_embed'):
+            raise ValueError("freeze_patch_embed: the encoder has no `.patch_embed`; it is for vision transformers")
+    def after_backward(self):
         if self.freeze_patch_embed:
-            if not hasattr(model.encoder, 'patch_embed'): raise ValueError("freeze_patch_embed: the encoder has no `.patch_embed`; it is for vision transformers")
-            model.encoder.patch_embed.requires_grad_(False)
+            for p in get_model(self.learn.model).encoder.patch_embed.parameters(): p.grad = None
 
     def lf(self, pred, y, k): return moco_v3(pred[0], k, self.temp)

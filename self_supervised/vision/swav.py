@@ -78,8 +78,6 @@ class SWAV(QueueMixin, SSLCallback):
     def check_setup(self):
         super().check_setup()
         check_prototypes(len(self.prototypes.weight))
-    def attach(self, model):
-        if self.K: super().attach(model)
     def queue_width(self, model): return len(self.crop_assgn_ids)*projection_size(model)
 
     def after_step(self):
@@ -91,7 +89,7 @@ class SWAV(QueueMixin, SSLCallback):
     @torch.no_grad()
     def queued(self):
         "Scores of the queue's embeddings, for each assigned view; `None` before the queue joins"
-        if not self.K or getattr(self.learn, 'pct_train', 0.) < self.queue_start_pct or len(self.queue.real[0]) < self.K: return None
+        if not self.K or self.pct < self.queue_start_pct or len(self.queue.real[0]) < self.K: return None
         embs = self.queue.embs.tensor_split(world())[rank_distrib()] if self.distributed else self.queue.embs      # `sinkhorn` is over all processes
         return [self.prototypes(z) for z in embs.chunk(len(self.crop_assgn_ids), 1)]
 
