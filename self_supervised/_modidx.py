@@ -99,6 +99,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'self_supervised/callback.py'),
                                           'self_supervised.callback.Learner.save_encoder': ( 'callback.html#learner.save_encoder',
                                                                                              'self_supervised/callback.py'),
+                                          'self_supervised.callback.Learner.summary': ( 'callback.html#learner.summary',
+                                                                                        'self_supervised/callback.py'),
                                           'self_supervised.callback.Learner.validation_context': ( 'callback.html#learner.validation_context',
                                                                                                    'self_supervised/callback.py'),
                                           'self_supervised.callback.LossTerm': ('callback.html#lossterm', 'self_supervised/callback.py'),

@@ -40,7 +40,8 @@ class ToImageBatch(DisplayedTransform):
 class NormalizeViews(Normalize):
     "fastai's `Normalize` that follows the device of the batch and refuses images of another channel count"
     def stats(self, x): # (mean, std), each (1, c, 1, 1), on the device of `x`
-        if self.mean.numel() not in (1, x.shape[1]): raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}")
+        if self.mean.numel() not in (1, x.shape[1]):
+            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}")
         return self.mean.to(x.device),self.std.to(x.device)
     def encodes(self, x:TensorImage):
         mean,std = self.stats(x)
@@ -52,16 +53,19 @@ class NormalizeViews(Normalize):
 # %% ../nbs/01_augmentations.ipynb #612e02c8
 @functools.lru_cache(None)
 def _warn_size(size, hw, crop=1.):
-    if max(size[0]/hw[0], size[1]/hw[1]) > 1: warnings.warn(f"size: views of {size} are enlarged from images of {hw}; they hold no more detail")
-    elif min(hw[0]/size[0], hw[1]/size[1])*crop > 2: warnings.warn(f"size: views of {size} are far smaller than the images of {hw}; resize the images in item_tfms, or most of what is loaded is thrown away")
+    if max(size[0]/hw[0], size[1]/hw[1]) > 1:
+        warnings.warn(f"size: views of {size} are enlarged from images of {hw}; they hold no more detail")
+    elif min(hw[0]/size[0], hw[1]/size[1])*crop > 2:
+        warnings.warn(f"size: views of {size} are far smaller than the images of {hw}; resize the images in item_tfms, or most of what "
+                      f"is loaded is thrown away")
 @functools.lru_cache(None)
 def _warn_channels(c): warnings.warn(f"images have {c} channels: saturation, hue, greyscale and RGB jitter need 3 and are skipped")
 
 class ViewAugs(DisplayedTransform):
     "Crop, flip, rotation, colours, blur, solarisation and normalisation of a batch of views, see `get_batch_augs`"
     split_idx,order = 0,0
-    def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p=0., deg=0., rotate_p=0., jitter:tuple=(0.,)*4, jitter_p=0., bw_p=0., blur_s:tuple=(.1,2.), blur_p=0.,
-                 solarize_p=0., stats:tuple|None=None, same_on_batch=False):
+    def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p=0., deg=0., rotate_p=0., jitter:tuple=(0.,)*4, jitter_p=0., bw_p=0.,
+                 blur_s:tuple=(.1,2.), blur_p=0., solarize_p=0., stats:tuple|None=None, same_on_batch=False):
         store_attr(); self.recipe = str(vars(self))
         self.norm = NormalizeViews.from_stats(*stats, cuda=False) if stats else None
 
@@ -71,7 +75,8 @@ class ViewAugs(DisplayedTransform):
         n = n_views if self.same_on_batch else n_views*b
         def on(p): return torch.rand(n, device=dev) < p
         def between(lo, hi): return torch.empty(n, device=dev).uniform_(lo, hi)
-        p = dict(draw_crops(n, x.shape[-2:], self.scale, self.ratio, dev), flip=on(self.flip_p), grey=on(self.bw_p), solarize=on(self.solarize_p))
+        p = draw_crops(n, x.shape[-2:], self.scale, self.ratio, dev)
+        p.update(flip=on(self.flip_p), grey=on(self.bw_p), solarize=on(self.solarize_p))
         p['angle'] = torch.where(on(self.rotate_p), between(-self.deg, self.deg), 0.)
         p['sigma'] = torch.where(on(self.blur_p), between(*self.blur_s), 0.)
         jittered = on(self.jitter_p)
@@ -96,7 +101,8 @@ def describe_view(p:dict, i:int=0) -> str:
     v = {k:float(o[i]) for k,o in p.items()}
     res = [f"{v['height']:.0f}×{v['width']:.0f} at {v['top']:.0f},{v['left']:.0f}"]
     res += [k for k in ('flip','grey','solarize') if v[k]]
-    res += [f"{n} {v[k]-o:+.2f}" for k,n,o in (('brightness','light',1),('contrast','contrast',1),('saturation','colour',1),('hue','hue',0)) if abs(v[k]-o) > 1e-6]
+    colours = ('brightness','light',1),('contrast','contrast',1),('saturation','colour',1),('hue','hue',0)
+    res += [f"{n} {v[k]-o:+.2f}" for k,n,o in colours if abs(v[k]-o) > 1e-6]
     return ', '.join(res + [f"turn {v['angle']:+.0f}°"]*(v['angle'] != 0) + [f"blur {v['sigma']:.1f}"]*(v['sigma'] > 0))
 
 # %% ../nbs/01_augmentations.ipynb #7b1dd391
@@ -127,7 +133,9 @@ def get_batch_augs(
 ) -> Pipeline: # `Pipeline(..., split_idx=0)`
     "A pipeline that makes one view of every image of a batch"
     size,least = _check_size(size),1e-6
-    _check_numbers('resize_scale', resize_scale, 2, least, 1.); _check_numbers('resize_ratio', resize_ratio, 2, least); _check_numbers('blur_s', blur_s, 2)
+    _check_numbers('resize_scale', resize_scale, 2, least, 1.)
+    _check_numbers('resize_ratio', resize_ratio, 2, least)
+    _check_numbers('blur_s', blur_s, 2)
     jit = (.8*jitter_s,.8*jitter_s,.8*jitter_s,.2*jitter_s) if isinstance(jitter_s, Real) else jitter_s
     _check_numbers('jitter_s, or the four strengths that come from it,', jit, 4)
     for n,p in dict(flip_p=flip_p, rotate_p=rotate_p, jitter_p=jitter_p, bw_p=bw_p, blur_p=blur_p, solarize_p=solarize_p).items():
@@ -150,8 +158,9 @@ def get_multi_aug_pipelines(n:int, size:int|tuple, **kwargs) -> list:
 @delegates(get_multi_aug_pipelines, but='n')
 def get_asymmetric_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
                                  blur_p:tuple=(1.,.1), solarize:bool=True, solarize_p:tuple=(0.,.2), **kwargs) -> list:
-    "The two views of BYOL: one is always blurred, the other seldom, and sometimes solarised; `blur_p` and `solarize_p` hold a number a view"
-    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
+    "BYOL's views: one is always blurred, the other seldom, and sometimes solarised; `blur_p` and `solarize_p` are a number for each view"
+    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s,
+                                   blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
 
 @delegates(get_batch_augs, but='resize_scale,blur_p,solarize_p')
 def get_multi_crop_pipelines(
@@ -167,8 +176,9 @@ def get_multi_crop_pipelines(
 ) -> list:
     "Multi-crop (SwAV, 2006.09882): large views, then small ones"
     if small_size is None: small_size = size*3//7 if isinstance(size, int) else tuple(o*3//7 for o in size)
-    return (get_multi_aug_pipelines(n_large, size, resize_scale=resize_scale, blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
-            + get_multi_aug_pipelines(n_small, small_size, resize_scale=small_scale, blur_p=small_blur_p, **kwargs))
+    large = get_multi_aug_pipelines(n_large, size, resize_scale=resize_scale, blur_p=blur_p, solarize=solarize,
+                                    solarize_p=solarize_p, **kwargs)
+    return large + get_multi_aug_pipelines(n_small, small_size, resize_scale=small_scale, blur_p=small_blur_p, **kwargs)
 
 def _groups(pipes, f):
     "Lists of the indices of the pipelines that start with `ViewAugs`, by `f` of it"
@@ -195,16 +205,20 @@ def make_views(pipes:list, x:Tensor, drawn:list|None=None) -> list: # Batches of
 def assert_aug_pipelines(aug_pipelines:list, n:int=2) -> list:
     "Raise unless there are at least `n` pipelines, each a `Pipeline` with `split_idx=0`"
     if isinstance(aug_pipelines, Pipeline) or not is_listy(aug_pipelines) or len(aug_pipelines) < n:
-        got = 'one Pipeline' if isinstance(aug_pipelines, Pipeline) else f'{len(aug_pipelines)} of them' if is_listy(aug_pipelines) else type(aug_pipelines).__name__
+        got = f'{len(aug_pipelines)} of them' if is_listy(aug_pipelines) else type(aug_pipelines).__name__
+        if isinstance(aug_pipelines, Pipeline): got = 'one Pipeline'
         raise ValueError(f"aug_pipelines must be a list of at least {n} pipelines, one a view, got {got}: see get_multi_aug_pipelines")
     for i,p in enumerate(aug_pipelines):
         if not isinstance(p, Pipeline): raise TypeError(f"aug_pipelines[{i}] must be a fastai Pipeline, got {type(p).__name__}")
-        if p.split_idx != 0: raise ValueError(f"aug_pipelines[{i}] has split_idx={p.split_idx}: use Pipeline(..., split_idx=0), or views are not made in validation")
+        if p.split_idx != 0:
+            raise ValueError(f"aug_pipelines[{i}] has split_idx={p.split_idx}: use Pipeline(..., split_idx=0), or views are not made in "
+                             f"validation")
     return aug_pipelines
 
 def get_norm(pipe:Pipeline|None) -> Normalize|None:
     "The `Normalize` of a pipeline, if it has one"
-    return first(o if isinstance(o, Normalize) else o.norm for o in L(getattr(pipe, 'fs', None)) if isinstance(o, Normalize) or getattr(o, 'norm', None))
+    norms = [o if isinstance(o, Normalize) else getattr(o, 'norm', None) for o in L(getattr(pipe, 'fs', None))]
+    return first(o for o in norms if o)
 
 def decode_views(pipe:Pipeline, x:Tensor) -> Tensor:
     "Views of `pipe` as one would look at them: normalisation undone, in [0,1]"

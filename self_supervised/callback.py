@@ -68,7 +68,9 @@ def fitting(learn:Learner):
             learn.model,learn.dls.loaders,learn.logger = held
             learn._end_cleanup()
             raise
-        finally: learn.loss_grad = None                              # has a graph, which cannot be copied
+        finally:
+            learn.loss_grad = None                                   # a graph, and in loaders the iterator of an epoch that was broken off:
+            for dl in held[1]: vars(dl).pop('it', None)              # neither can be copied
 
 _place = 'epoch','iter','n_iter','train_iter','pct_train','training','dl','xb','yb','pred','loss'
 
@@ -85,7 +87,7 @@ def validating(learn:Learner):
 
 # %% ../nbs/05_callback.ipynb #f9459668
 class FitCallback(Callback):
-    "A callback that sets something up for a fit or a validation: up to the `yield` of `setting_up` before it, the rest after it, whatever ends it"
+    "A callback that sets something up for a fit or a validation: `setting_up` is entered before it and left after it, whatever ends it"
     @contextmanager
     def setting_up(self): yield
     def before_fit(self): current_fit(self.learn).set_up(self)
@@ -146,12 +148,15 @@ def check_learner(cb:Callback):
     learn,name = cb.learn,type(cb).__name__
     for n in cb.parts:
         if not hasattr(get_model(learn.model), n):
-            raise ValueError(f"model has no `.{n}`: use the create_*_model of {name}, or a module with {', '.join(f'`.{o}`' for o in cb.parts)}")
+            raise ValueError(f"model has no `.{n}`: use the create_*_model of {name}, or a module with "
+                             f"{', '.join(f'`.{o}`' for o in cb.parts)}")
     if get_norm(getattr(learn.dls.train, 'after_batch', None)):
-        raise ValueError("views are made of images in [0,1]: remove Normalize from the DataLoaders' batch_tfms and give its stats to aug_pipelines, "
+        raise ValueError("views are made of images in [0,1]: remove Normalize from the DataLoaders' batch_tfms and give its stats to "
+                         "aug_pipelines, "
                          "or they are normalised twice")
     for o in learn._grab_cbs((MixHandler,FetchPredsCallback)):
-        why = 'has no predictions to fetch' if isinstance(o, FetchPredsCallback) else 'makes views of whole images, and has no use for mixed labels'
+        why = 'makes views of whole images, and has no use for mixed labels'
+        if isinstance(o, FetchPredsCallback): why = 'has no predictions to fetch'
         raise ValueError(f"{type(o).__name__}: {name} {why}: remove it with learn.remove_cb({type(o).__name__})")
     for o in learn._grab_cbs(TrackerCallback):
         why = first(m.no_value(learn) for m in learn.metrics if m.name == o.monitor and hasattr(m, 'no_value'))
@@ -162,9 +167,11 @@ def check_images(x:Tensor, dtype:torch.dtype=torch.float32):
     if x.dtype == torch.uint8 or x.ndim != 4: return
     if not x.is_floating_point(): raise TypeError(f"images must be uint8 or floats in [0,1], got {x.dtype}")
     if x.dtype.itemsize < dtype.itemsize:
-        raise TypeError(f"images are {x.dtype}, the weights {dtype}: give float32 or uint8 images, and train in half precision with learn.to_fp16() or to_bf16()")
+        raise TypeError(f"images are {x.dtype}, the weights {dtype}: give float32 or uint8 images, and train in half precision with "
+                        f"learn.to_fp16() or to_bf16()")
     lo,hi = torch.stack(x.detach().aminmax()).tolist()
-    if lo != lo: raise ValueError(f"NaN in images {x.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of the batch: mend or drop them")
+    if lo != lo:
+        raise ValueError(f"NaN in images {x.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of the batch: mend or drop them")
     if lo < -.01 or hi > 1.01:
         raise ValueError(f"images must be in [0,1], these are in [{lo:.4g}, {hi:.4g}]: divide by the largest value that they can have, "
                          "give uint8 images, or leave normalisation to aug_pipelines(stats=...)")
@@ -200,7 +207,8 @@ class SSLCallback(ProcessesMixin, FitCallback):
     def __init__(self, aug_pipelines:list, print_augs:bool=False):
         self.aug_pipelines = assert_aug_pipelines(aug_pipelines, self.n_views)
         n = len(aug_pipelines)
-        if n != self.n_views and not self.multi_crop: raise ValueError(f"aug_pipelines: {type(self).__name__} takes {self.n_views} pipelines, got {n}")
+        if n != self.n_views and not self.multi_crop:
+            raise ValueError(f"aug_pipelines: {type(self).__name__} takes {self.n_views} pipelines, got {n}")
         self.n_views = n
         if print_augs: self.print_augs()
 
@@ -251,10 +259,13 @@ class SSLCallback(ProcessesMixin, FitCallback):
             raise ValueError("a batch of one image has nothing to compare it with: train with bs of at least 2 and drop_last=True")
         check_images(x, next(self.learn.model.parameters()).dtype)
         if len(yb) and not isinstance(yb[0], Tensor):
-            raise TypeError(f"labels must be tensors, got {type(yb[0]).__name__}, e.g. {first(yb[0])!r}: make them numbers, as Categorize does, or leave them out")
+            raise TypeError(f"labels must be tensors, got {type(yb[0]).__name__}, e.g. {first(yb[0])!r}: make them numbers, as "
+                            f"Categorize does, or leave them out")
     def before_batch(self):
         if isinstance(self.learn.xb, Tensor): raise ValueError("batches must be tuples: let the data set return (image,) instead of image")
-        if len(self.learn.xb) != 1: raise ValueError(f"n_inp={len(self.learn.xb)}: {type(self).__name__} takes one input, the image: make the DataLoaders with n_inp=1")
+        if len(self.learn.xb) != 1:
+            raise ValueError(f"n_inp={len(self.learn.xb)}: {type(self).__name__} takes one input, the image: make the DataLoaders with "
+                             f"n_inp=1")
         x,yb = self.learn.x,self.learn.yb
         self.count_images(x)
         self.check_batch(x, yb)
@@ -278,18 +289,24 @@ class SSLCallback(ProcessesMixin, FitCallback):
 
 @patch
 def add_cb(self:Learner, cb):
-    "fastai's, but for a second method, which is refused"
+    "fastai's; a second method is refused, and a first one attaches its state at once"
     if isinstance(cb, type): cb = cb()
     old = first(self._grab_cbs(SSLCallback))
     if old and isinstance(cb, SSLCallback):
-        raise ValueError(f"this learner already has the method {type(old).__name__}, and a learner trains with one: "
-                         f"replace it with learn.remove_cb(learn.{old.name}).add_cb({type(cb).__name__}(...)). Its queue and momentum encoder "
-                         "stay in the model for a callback of the same method, and make way for one of another")
-    return self._orig_add_cb(cb)
+        raise ValueError(f"this learner already has the method {type(old).__name__}, and a learner trains with one: replace it with "
+                         f"learn.remove_cb(learn.{old.name}).add_cb({type(cb).__name__}(...)). Its queue and momentum encoder stay in the "
+                         "model for a callback of the same method, and make way for one of another")
+    self._orig_add_cb(cb)
+    if isinstance(cb, SSLCallback) and hasattr(self, 'lock'):            # else the learner is being made, and `after_create` comes
+        try: cb.after_create()
+        except Exception:
+            self.remove_cb(cb)
+            raise
+    return self
 
 # %% ../nbs/05_callback.ipynb #f7a72112
 class StagedMixin:
-    "For state that follows the batches: what is `stage`d goes to the method's `push` once, after the step, or after the batch if there was no step"
+    "For state that follows the batches: what is `stage`d goes to `push` once, after the step, or after the batch if there was none"
     staged = None
     def stage(self, *args): self.staged = args
     def flush(self):
@@ -309,7 +326,8 @@ class TeacherCallback(SSLCallback):
 
     def attach(self, model):
         super().attach(model)
-        keep(model, 'encoder_k', self.name, lambda: MomentumEncoder(self.followed(model))).requires_grad_(False)    # `unfreeze` may have set it
+        teacher = keep(model, 'encoder_k', self.name, lambda: MomentumEncoder(self.followed(model)))
+        teacher.requires_grad_(False)                                        # `unfreeze` may have set it
 
     def followed(self, model:nn.Module) -> nn.Module:
         "What of the student the teacher copies: all of it, but for a predictor"
@@ -359,7 +377,8 @@ class QueueMixin(StagedMixin):
         keep(model, 'queue', self.name, lambda: self.new_queue(model))
         have,want = tuple(model.queue.embs.shape),(self.K,self.queue_width(model))
         if have != want:
-            raise ValueError(f"K={self.K} and the projector ask for a queue of {want}, but the model already holds a queue of {have[0]} embeddings "
+            raise ValueError(f"K={self.K} and the projector ask for a queue of {want}, but the model already holds a queue of {have[0]} "
+                             f"embeddings "
                              f"of width {have[1]}: use that K and projector, or `del model.queue` to start a new one")
 
     def new_queue(self, model):
@@ -402,7 +421,8 @@ class TermsMixin:
     term_names = ()
     @contextmanager
     def setting_up(self):
-        with super().setting_up(), replacing(self.learn, 'metrics', self.learn.metrics + [LossTerm(self, o) for o in self.term_names]): yield
+        metrics = self.learn.metrics + [LossTerm(self, o) for o in self.term_names]
+        with super().setting_up(), replacing(self.learn, 'metrics', metrics): yield
 
 # %% ../nbs/05_callback.ipynb #723c5501
 def learner_norm(learn:Learner) -> Normalize|None:
@@ -414,6 +434,12 @@ def learner_size(learn:Learner) -> tuple|None:
     "Height and width of the method's first view, if its pipeline says so"
     cb = first(learn._grab_cbs(SSLCallback))
     return getattr(first(cb.aug_pipelines[0].fs), 'size', None) if cb else None
+
+@patch
+def summary(self:Learner):
+    "fastai's, with the loss of the method"
+    cb = first(self._grab_cbs(SSLCallback))
+    with replacing(self, 'loss_func', cb.lf if cb else self.loss_func): return self._orig_summary()
 
 @patch
 def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False, **kwargs):

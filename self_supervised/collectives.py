@@ -76,4 +76,6 @@ def check_same(what:dict, # Names and values, comparable with `==`
     "Raise unless every process has the same values"
     all_ = say(what)
     bad = {k:[o.get(k) for o in all_] for k in what if any(o.get(k) != all_[0][k] for o in all_)}
-    if bad: raise ValueError("processes differ in " + '; '.join(f"{k}: {v}" for k,v in bad.items()) + ". Give all of them the same data, arguments and seed (set_seed before the data and the model are made)")
+    if bad:
+        raise ValueError(f"processes differ in {'; '.join(f'{k}: {v}' for k,v in bad.items())}. Give all of them the same data, arguments "
+                         "and seed (set_seed before the data and the model are made)")

@@ -50,7 +50,8 @@ def shared_dataloaders(self:Datasets,
     vocab = self.tls[-1].vocab
     if unsup not in vocab: raise ValueError(f"unsup: {unsup!r} is no category of the data, which are {list(vocab)}")
     labelled = [int(o) != vocab.o2i[unsup] for o in self.train.tls[-1]]
-    if all(labelled) or not any(labelled): raise ValueError(f"share: the training set needs labelled and unlabelled images, got {sum(labelled)} labelled of {len(labelled)}")
+    if all(labelled) or not any(labelled):
+        raise ValueError(f"share: the training set needs labelled and unlabelled images, got {sum(labelled)} labelled of {len(labelled)}")
     return self.dataloaders(bs=bs, dl_type=SharedDL, dl_kwargs=[dict(labelled=labelled, share=share)] + [{}]*(self.n_subsets-1), **kwargs)
 
 @patch
@@ -65,7 +66,8 @@ def few_labels(y:list, n_labels:int|None, seed:int=42) -> np.ndarray: # Boolean 
     y = np.asarray(y)
     if n_labels is None: return np.ones(len(y), bool)
     least = min(Counter(y.tolist()).values())
-    if not 1 <= n_labels <= least: raise ValueError(f"n_labels must be between 1 and {least}, the images of the smallest class, got {n_labels!r}")
+    if not 1 <= n_labels <= least:
+        raise ValueError(f"n_labels must be between 1 and {least}, the images of the smallest class, got {n_labels!r}")
     rng,keep = np.random.default_rng(seed),np.zeros(len(y), bool)
     for c in np.unique(y): keep[rng.choice(np.flatnonzero(y == c), n_labels, replace=False)] = True
     return keep
@@ -87,7 +89,8 @@ def image_dls(
     lbls = [str(o) if k else 'unsup' for o,k in zip(y,keep)]
     vocab = [str(o) for o in vocab or sorted(set(y))] + ([] if n_labels is None else ['unsup'])
     x = (TensorImageBW if x.shape[1] == 1 else TensorImage)(x)
-    dsets = Datasets(list(zip(x, lbls)), [[ItemGetter(0)], [ItemGetter(1), Categorize(vocab, sort=False)]], splits=(L(trn.tolist()),L(val.tolist())))
+    tfms = [[ItemGetter(0)], [ItemGetter(1), Categorize(vocab, sort=False)]]
+    dsets = Datasets(list(zip(x, lbls)), tfms, splits=(L(trn.tolist()),L(val.tolist())))
     args = dict(bs=bs, num_workers=0, device=device)
     return dsets.dataloaders(**args) if share is None else dsets.shared_dataloaders(share, **args)
 
@@ -104,7 +107,8 @@ def digits_dls(
     return image_dls(x.clamp(0,1), d.target.tolist(), n_labels, **kwargs)
 
 digits_stats = ([.305],[.32])
-digits_views = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=15, rotate_p=.5, flip_p=0, jitter_s=(.4,.4,0,0), bw=False, blur=False, stats=digits_stats)
+digits_views = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=15, rotate_p=.5, flip_p=0, jitter_s=(.4,.4,0,0),
+                    bw=False, blur=False, stats=digits_stats)
 
 # %% ../nbs/06_data.ipynb #96b9f082
 def labelled_dls(
@@ -145,6 +149,8 @@ def fashion_mnist_dls(
     "Fashion-MNIST as images (B, 1, 28, 28) in [0,1]"
     files = [Path(path)/f"{'t10k' if test else 'train'}-{o}-ubyte.gz" for o in ('images-idx3','labels-idx1')]
     for f in files:
-        if not f.exists(): raise FileNotFoundError(f"path: there is no {f}. On Debian and Ubuntu: apt-get install dataset-fashion-mnist; elsewhere download the four files and pass path=")
+        if not f.exists():
+            raise FileNotFoundError(f"path: there is no {f}. On Debian and Ubuntu: apt-get install dataset-fashion-mnist; elsewhere "
+                                    f"download the four files and pass path=")
     x,y = map(read_idx, files)
     return image_dls(torch.from_numpy(x.copy())[:,None].float()/255, [fashion_vocab[o] for o in y], n_labels, vocab=fashion_vocab, **kwargs)

@@ -18,7 +18,6 @@ from safetensors.torch import save_file, load_file
 from torch.func import functional_call
 from fastai.vision.all import *
 from fastai.vision.learner import model_meta, _default_meta, create_body
-from torch._dynamo import OptimizedModule
 import self_supervised
 
 # %% ../nbs/02_layers.ipynb #9ff777c3
@@ -42,7 +41,8 @@ def num_features(encoder:nn.Module, n_in:int=3, size:int|tuple=224) -> int:
     finally:
         for m,t in training.items(): m.training = t
     if not isinstance(out, Tensor) or out.ndim != 2:
-        raise ValueError(f"encoder must return flat features (B, nf), got {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
+        raise ValueError(f"encoder must return flat features (B, nf), got "
+                         f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
     return out.shape[1]
 
 # %% ../nbs/02_layers.ipynb #41455e58
@@ -112,7 +112,8 @@ def create_encoder(
     enc.nf = num_features(enc, n_in, size)
     enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type)
     if grad_checkpointing:
-        if not hasattr(enc, 'set_grad_checkpointing'): raise ValueError(f"grad_checkpointing: {arch} has no set_grad_checkpointing; choose a timm architecture")
+        if not hasattr(enc, 'set_grad_checkpointing'):
+            raise ValueError(f"grad_checkpointing: {arch} has no set_grad_checkpointing; choose a timm architecture")
         enc.set_grad_checkpointing(True)
     return enc
 
@@ -145,10 +146,10 @@ def encoder_nf(encoder:nn.Module, n_in:int=3) -> int:
 
 def compiled_in_place(m:nn.Module) -> nn.Module:
     "`m` and its children, compiled as they are but without the wrappers of `torch.compile`, which give parameters other names"
-    for n,o in m.named_children():
-        if isinstance(o, OptimizedModule): setattr(m, n, compiled_in_place(o))
-    if not isinstance(m, OptimizedModule): return m
-    orig = compiled_in_place(m._orig_mod)
+    orig = getattr(m, '_orig_mod', m)
+    for n,o in orig.named_children():
+        if hasattr(o, '_orig_mod'): setattr(orig, n, compiled_in_place(o))
+    if orig is m: return m
     orig._compiled_call_impl = m.dynamo_ctx(orig._call_impl)             # what `orig.compile()` does
     return orig
 
@@ -251,7 +252,8 @@ def encoder_info(path:str|Path) -> dict:
     if 'encoder' not in meta: raise ValueError(f"path: {path} was not written by save_encoder")
     try: info = json.loads(meta['encoder'])
     except ValueError as e: raise ValueError(f"path: the header of {path} is no JSON ({e})") from e
-    if not isinstance(info, dict): raise ValueError(f"path: the header of {path} holds {type(info).__name__}, not the description of an encoder")
+    if not isinstance(info, dict):
+        raise ValueError(f"path: the header of {path} holds {type(info).__name__}, not the description of an encoder")
     return dict(info, version=meta.get('self_supervised'))
 
 _loads = re.compile('pretrained|weights|checkpoint|cache|url|file')               # arguments by which an architecture reads something else

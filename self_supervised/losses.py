@@ -18,7 +18,8 @@ from .collectives import all_reduce
 # %% ../nbs/03_losses.ipynb #b74fda2a
 def check_temp(temp):
     "Raise unless `temp` is a positive number"
-    if not isinstance(temp, Real) or isinstance(temp, bool) or not 0 < temp < math.inf: raise ValueError(f"temp must be a number > 0, got {temp!r}")
+    if not isinstance(temp, Real) or isinstance(temp, bool) or not 0 < temp < math.inf:
+        raise ValueError(f"temp must be a number > 0, got {temp!r}")
     return temp
 
 def remove_diag(x:Tensor # (n, n)
@@ -50,7 +51,8 @@ def _by_rows(f, n, m, *args):
 # %% ../nbs/03_losses.ipynb #00be1c33
 def _check_z(z, n_views=2):
     "Raise unless `z` is (n_views*B, d)"
-    if z.ndim != 2 or len(z) % n_views or not len(z): raise ValueError(f"z must be ({n_views}B, d), first views then second views, got shape {tuple(z.shape)}")
+    if z.ndim != 2 or len(z) % n_views or not len(z):
+        raise ValueError(f"z must be ({n_views}B, d), first views then second views, got shape {tuple(z.shape)}")
     return z
 
 def nt_xent(z:Tensor, # (VB, d) embeddings: B first views, then the B second views in the same order, ...
@@ -167,7 +169,8 @@ def across_views(
     "Mean of `f` over all pairs of a target and the output for a view other than its own"
     large_ids = list(range(n_views)) if large_ids is None else list(large_ids)
     if len(out) % n_views or len(targets)*n_views != len(out)*len(large_ids):
-        raise ValueError(f"targets and outputs must be ({len(large_ids)}B, ·) and ({n_views}B, ·), got {tuple(targets.shape)} and {tuple(out.shape)}")
+        raise ValueError(f"targets and outputs must be ({len(large_ids)}B, ·) and ({n_views}B, ·), got {tuple(targets.shape)} and "
+                         f"{tuple(out.shape)}")
     outs,ls = out.chunk(n_views),[]
     for i,t in zip(large_ids, targets.chunk(len(large_ids))): ls += [f(t, o) for v,o in enumerate(outs) if v != i]
     return sum(ls)/len(ls)

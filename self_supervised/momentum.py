@@ -20,7 +20,8 @@ from torchvision.ops import StochasticDepth
 def check_momentum(m):
     "Raise unless `m` is a number in [0,1] or a pair of them, (start, end)"
     ms = m if isinstance(m, (tuple,list)) else (m,m)
-    if len(ms) != 2 or not all(isinstance(o, Real) and not isinstance(o, bool) and 0 <= o <= 1 for o in ms): raise ValueError(f"m must be in [0,1], or (start, end) in [0,1], got {m!r}")
+    if len(ms) != 2 or not all(isinstance(o, Real) and not isinstance(o, bool) and 0 <= o <= 1 for o in ms):
+        raise ValueError(f"m must be in [0,1], or (start, end) in [0,1], got {m!r}")
     return m
 
 def momentum_at(m:float|tuple, # A number, or (start, end)
@@ -31,7 +32,7 @@ def momentum_at(m:float|tuple, # A number, or (start, end)
     return end - (end-start)*(1+cos(pi*pct))/2
 
 class MomentumEncoder(nn.Module):
-    "A frozen copy of `student`, taken when it is built, that follows it; attributes are the copy's. In training only running statistics know of it"
+    "A frozen copy of `student`, taken when it is built, that follows it without its random layers; attributes are the copy's"
     def __init__(self, student:nn.Module):
         super().__init__()
         self.module = deepcopy(student).requires_grad_(False)

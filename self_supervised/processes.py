@@ -31,18 +31,21 @@ class ProcessesMixin:
         with super().setting_up(): yield
 
     def start_alike(self):
-        "Raise unless all processes have the same model and amount of data, and give them the same state; from here on each draws views of its own"
+        "Raise unless all processes have the same model and amount of data; give them the same state, and random numbers of their own"
         learn,model = self.learn,get_model(self.learn.model)
-        if learn._grab_cbs(LRFinder): raise ValueError("lr_find: call it in one process, outside of distrib_ctx; with several fastai's waits for ever")
+        if learn._grab_cbs(LRFinder):
+            raise ValueError("lr_find: call it in one process, outside of distrib_ctx; with several fastai's waits for ever")
         check_same({'method':type(self).__name__, 'K':getattr(self, 'K', None),
                     'training images':dataset_len(learn.dls.train), 'validation images':dataset_len(learn.dls.valid),
-                    'batch size':getattr(learn.dls.train, 'bs', None), 'checkpoint':getattr(getattr(learn, 'resumed', None), 'source', None),
+                    'batch size':getattr(learn.dls.train, 'bs', None),
+                    'checkpoint':getattr(getattr(learn, 'resumed', None), 'source', None),
                     'shapes of the model':str([tuple(p.shape) for p in model.parameters()]),
                     'sum of the weights':sum(p.detach().double().sum().item() for p in model.parameters())})
         state = [n for n in getattr(model, '_kept', {}) if n != 'encoder_k']
         share_buffers({k:v for k,v in model.named_buffers() if k.split('.')[0] in state})
         torch.manual_seed(torch.randint(2**62, ()).item() + rank_distrib())
-        model._ddp_params_and_buffers_to_ignore = [k for k,_ in model.named_buffers() if k.split('.')[0] in state]    # alike without a broadcast at each forward
+        alike = [k for k,_ in model.named_buffers() if k.split('.')[0] in state]
+        model._ddp_params_and_buffers_to_ignore = alike                       # they stay so without a broadcast at each forward
 
     def count_images(self, x:Tensor):
         "How many images each process has in this batch: `shares`"

@@ -44,7 +44,7 @@ def warp(
     im = x.index_select(0, src)
     im = im.float()/255 if im.dtype == torch.uint8 else im.float()
     if ks[0] > 1: im = F.interpolate(im, [-(-o//ks[0]) for o in x.shape[2:]], mode='area')
-    turned = theta[:,[0,1],[1,0]].any()                      # without a rotation only half a pixel leaves the image, where both paddings agree
+    turned = theta[:,[0,1],[1,0]].any()          # without a rotation only half a pixel leaves the image, where both paddings agree
     return F.grid_sample(im, grid.permute(0,2,3,1), padding_mode='reflection' if turned else 'border', align_corners=False)
 
 # %% ../nbs/00_views.ipynb #ae09792f
@@ -120,7 +120,7 @@ def render(
     p:dict, # (n,) tensors: those of `view_map` and `color_matrices`, `src` (which image), `sigma` of the blur and `solarize`
     size:tuple, # Height and width of the views
     norm:tuple|None=None, # (mean, std), each (c,), to normalise with
-    chunk:int|None=None # Views in work at a time; None fits the cache of a CPU, or takes 256 MB on other devices, and the images for them 64 MB
+    chunk:int|None=None # Views in work at a time; None fits the cache of a CPU, or 256 MB of other devices, and 64 MB of images
 ) -> Tensor: # (n, c, *size) fp32
     "The views that `p` describes"
     out = torch.empty(len(p['src']), x.shape[1], *size, device=x.device)
@@ -129,7 +129,8 @@ def render(
         chunk = max(1, min(chunk, 2**26//(4*x[0].numel())))
     order = p['sigma'].argsort()                             # the views to blur side by side
     with torch.autocast(x.device.type, enabled=False):
-        args = [o[order].split(chunk) for o in (p['src'],*view_map(p, x.shape[2:], size),p['sigma'],*color_matrices(p, x.shape[1]),p['solarize'])]
+        args = p['src'],*view_map(p, x.shape[2:], size),p['sigma'],*color_matrices(p, x.shape[1]),p['solarize']
+        args = [o[order].split(chunk) for o in args]
         for i,src,theta,factor,sigma,a,m,solarize in zip(order.split(chunk), *args):
             out[i] = paint(blur(warp(x, src, theta, factor, size), sigma), a, m, solarize, norm)
     return out

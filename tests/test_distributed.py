@@ -150,6 +150,32 @@ def test_processes_that_differ(tmp_path):
     for what,msg in (('seed','sum of the weights'),('length',"training images: [20, 19]"),('K','K: [10, 11]')):
         assert any(l.startswith(f'{what} refused') and msg in l for l in out.splitlines()), out
 
+def together(path):
+    "What two processes have to agree on, and what they must not begin"
+    from accelerate import Accelerator
+    from self_supervised.vision.all import model_splitter
+    Accelerator(cpu=True)
+    r = rank_distrib()
+    learn = learner('moco')
+    if r: learn.model.queue.embs.normal_(); learn.model.queue.labels.fill_(9)                # point 12
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
+        try: learn.lr_find(num_it=4, show_plot=False)                                        # point 16
+        except ValueError as e: print(r, 'refused:', e)
+        learn.fit(1, .02)
+    torch.save(learn.model.state_dict(), f'{path}/moco-{r}')
+    for name in ('byol','sim_clr','moco'):                                                   # point 10
+        learn = learner(name); learn.splitter = model_splitter
+        with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fine_tune(1, .02)
+        torch.save(learn.model.state_dict(), f'{path}/{name}-tuned-{r}')
+
+def test_together(tmp_path):
+    out = launch(__file__, 'together', tmp_path)
+    assert out.count('refused') == 2 and 'lr_find: call it in one process' in out
+    for o in ('moco','byol-tuned','sim_clr-tuned','moco-tuned'):
+        a,b = (torch.load(tmp_path/f'{o}-{r}', weights_only=True) for r in (0,1))
+        assert all(torch.equal(a[k], b[k]) for k in a), o
+    assert not (a['queue.labels'] == 9).any()
+
 examples = Path(__file__).parent.parent/'examples'
 
 @pytest.mark.parametrize('tool', ['torchrun','accelerate'])

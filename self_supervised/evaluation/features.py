@@ -21,7 +21,8 @@ def knn_predict(bank:Tensor, # (n, d) features with a label
                 temp:float=0.07 # Votes weigh exp(similarity/temp)
 ) -> Tensor: # (m,) labels
     "Weighted nearest neighbours by cosine similarity (1805.01978)"
-    if len(bank) != len(y) or not len(y): raise ValueError(f"bank and y must have the same length of at least 1, got {len(bank)} and {len(y)}")
+    if len(bank) != len(y) or not len(y):
+        raise ValueError(f"bank and y must have the same length of at least 1, got {len(bank)} and {len(y)}")
     if k < 1: raise ValueError(f"k must be at least 1, got {k}")
     classes,yi,counts = y.unique(return_inverse=True, return_counts=True)
     k = min(k, counts.min().item())
@@ -44,12 +45,14 @@ def get_features(
     projected:bool=False, # What the projector makes of the features
     size:int|tuple|None=None # Height and width of the images; None is that of the views
 ) -> tuple: # Features (n, nf) and labels (n,), or None without labels, on the CPU
-    "Encoder features of a data set without augmentation, normalised as the views are; in `distrib_ctx` each process computes a share, and all get all"
+    "Encoder features of a data set without augmentation, normalised as the views are; several processes share the work, and all get all"
     ds,dl = learn.dls[ds_idx].dataset,getattr(learn.dls.valid, 'dl', learn.dls.valid)             # a `DistributedDL` holds the loader
     W,r = (world(),rank_distrib()) if hasattr(learn, 'distributed_trainer') else (1,0)
     idxs = range(r, len(ds), W)
     if hasattr(dl, 'new'): dl = dl.new(ds, shuffle=False, drop_last=False, get_idxs=lambda: idxs)
-    else: dl = torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
+    else:
+        kw = dict(batch_size=dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
+        dl = torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), **kw)
     model,norm = get_model(learn.model),learner_norm(learn)
     size = (size,size) if isinstance(size, int) else ifnone(size, learner_size(learn))
     f = nn.Sequential(model.encoder, *([model.projector] if projected else []))
@@ -82,9 +85,9 @@ def _first_label(ds):
 def _is_class(y): return isinstance(y, (int,np.integer)) or isinstance(y, Tensor) and y.ndim == 0 and not y.is_floating_point()
 
 class KNN(Metric):
-    "kNN accuracy of the encoder on the validation set, bank from the labelled training images; nan, with a warning, where it has no meaning"
+    "kNN accuracy of the encoder on the validation set, bank from the labelled training images; nan, with a warning, if there is none"
     def __init__(self,
-        unsup_class_id:int|None=None, # Label of the unlabelled images, which are left out; None asks the method's callback, then the vocabulary for `unsup`
+        unsup_class_id:int|None=None, # Label of the unlabelled images, which are left out; None asks the method, then the vocabulary
         k:int=20, temp:float=0.07 # As in `knn_predict`
     ):
         store_attr()
@@ -134,9 +137,10 @@ def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax=None)
     x,y = F.normalize(x[:n], dim=1).numpy(),np.zeros(min(n, len(x))) if y is None else y[:n].numpy()
     z = TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(x)
     if ax is None: ax = plt.subplots(figsize=(5,5))[1]
-    vocab,classes = getattr(learn.dls, 'vocab', None),np.unique(y)
+    vocab,classes = getattr(learn.dls, 'vocab', None),np.unique(y).astype(int)
     for c in classes:
-        ax.scatter(*z[y==c].T, s=8, label=str(vocab[int(c)]) if vocab is not None else str(c), color=plt.cm.tab20(int(c)%20) if c > 9 else plt.cm.tab10(int(c)))
+        color = plt.cm.tab20(c%20) if c > 9 else plt.cm.tab10(c)
+        ax.scatter(*z[y==c].T, s=8, label=str(c if vocab is None else vocab[c]), color=color)
     ax.set(xticks=[], yticks=[])
     if len(classes) > 1: ax.legend(fontsize=7, markerscale=2, loc='best')
     return ax

@@ -65,8 +65,8 @@ def _generators(dl):
     dl = getattr(dl, 'dl', dl)                                                     # a `DistributedDL` holds the loader
     batches = getattr(dl, 'batch_sampler', None)
     owners = [dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)]
-    gens = [g for o in owners for g in (getattr(o, 'rng', None),getattr(o, 'generator', None)) if isinstance(g, (random.Random,torch.Generator))]
-    return list({id(g):g for g in gens}.values())
+    gens = {id(g):g for o in owners for g in (getattr(o, 'rng', None),getattr(o, 'generator', None))}
+    return [g for g in gens.values() if isinstance(g, (random.Random,torch.Generator))]
 
 def get_rng(*dls) -> dict:
     "State of all random numbers: Python's, NumPy's, torch's on the CPU and on this process's device, and those of the loaders `dls`"
@@ -91,11 +91,13 @@ def not_exact(learn:Learner) -> list:
     loader = getattr(dl, 'fake_l', dl)
     if getattr(loader, 'num_workers', 0) and getattr(loader, 'persistent_workers', False):
         res.append("persistent workers have random numbers of their own that go on from epoch to epoch: use persistent_workers=False")
-    if isinstance(dl.dataset, torch.utils.data.IterableDataset): res.append("a stream begins anew: what was read of the epoch is read over, in the order that the stream then has")
+    if isinstance(dl.dataset, torch.utils.data.IterableDataset):
+        res.append("a stream begins anew: what was read of the epoch is read over, in the order that the stream then has")
     known = torch.utils.data.sampler
     for o in (getattr(dl, 'sampler', None),getattr(dl, 'batch_sampler', None)):
         if isinstance(o, known.Sampler) and type(o).__module__ != known.__name__ and not isinstance(o, torch.utils.data.DistributedSampler):
-            res.append(f"the sampler {type(o).__name__} may have random numbers of its own: draw them from a torch.Generator that it has as `.generator`")
+            res.append(f"the sampler {type(o).__name__} may have random numbers of its own: draw them from a torch.Generator that it has "
+                       f"as `.generator`")
     return res
 
 # %% ../../nbs/82_training.checkpoint.ipynb #d9ecb203
@@ -112,7 +114,8 @@ def write_checkpoint(state:dict, path:str|Path) -> Path:
         os.replace(tmp, path)
     except (OSError,RuntimeError) as e:
         tmp.unlink(missing_ok=True)
-        raise OSError(f"path: the checkpoint {path} cannot be written ({e}). Earlier ones are as they were; free some space, or choose another folder") from e
+        raise OSError(f"path: the checkpoint {path} cannot be written ({e}). Earlier ones are as they were; free some space, or choose "
+                      f"another folder") from e
     finally: torch.serialization.set_crc32_options(crc)
     return path
 
@@ -124,7 +127,8 @@ def read_checkpoint(path:str|Path) -> dict:
     except Exception as e: raise ValueError(f"path: {path} is no checkpoint, or is cut short ({type(e).__name__})") from e
     if not isinstance(state, dict) or 'ssl_checkpoint' not in state: raise ValueError(f"path: {path} is no checkpoint of this library")
     if state['ssl_checkpoint'] != _version:
-        raise ValueError(f"path: {path} is of version {state['ssl_checkpoint']}, this library reads {_version}: finish that training with the version that wrote it")
+        raise ValueError(f"path: {path} is of version {state['ssl_checkpoint']}, this library reads {_version}: finish that training "
+                         f"with the version that wrote it")
     if state.pop('checksum', None) != checksum(state): raise ValueError(f"path: {path} is damaged: its contents are not what was written")
     return state
 
@@ -139,7 +143,8 @@ def only_writer(path:Path, wait:float=5 # Seconds that the workers of a killed p
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path/'.lock')
     try: lock.acquire(timeout=wait)
-    except (Timeout,RuntimeError) as e: raise ValueError(f"path: another training writes its checkpoints to {path}: choose another folder, or end that one") from e
+    except (Timeout,RuntimeError) as e:
+        raise ValueError(f"path: another training writes its checkpoints to {path}: choose another folder, or end that one") from e
     try:
         for o in path.glob('.*.tmp'): o.unlink(missing_ok=True)
         yield
@@ -154,7 +159,8 @@ def on_sigterm(f:callable):
     old = {}
     def ask(*_):
         f()
-        if hasattr(signal, 'SIGCHLD'): old.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))   # the loader's workers may get SIGTERM too: not an error now
+        if hasattr(signal, 'SIGCHLD'):                             # the loader's workers may get SIGTERM too: not an error now
+            old.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
     old[signal.SIGTERM] = signal.signal(signal.SIGTERM, ask)
     try: yield
     finally:
@@ -182,12 +188,13 @@ def plan(learn:Learner) -> dict:
     "What a fit is, by which it is known again: how much, on what, how fast. To be asked before its first step"
     skip = first(learn._grab_cbs(SkipToEpoch))
     rates = [{k:[f(p) for p in (0.,.3,.6,1.)] for k,f in o.scheds.items()} for o in _schedulers(learn)]
-    return plain(dict(epochs=learn.n_epoch, start_epoch=skip._skip_to if skip else 0, batches=len(learn.dls.train), processes=_processes(learn),
-                      frozen=learn.opt.frozen_idx, lr=[h['lr'] for h in learn.opt.hypers], wd=[h.get('wd') for h in learn.opt.hypers], schedule=rates))
+    return plain(dict(epochs=learn.n_epoch, start_epoch=skip._skip_to if skip else 0, batches=len(learn.dls.train),
+                      processes=_processes(learn), frozen=learn.opt.frozen_idx, schedule=rates,
+                      lr=[h['lr'] for h in learn.opt.hypers], wd=[h.get('wd') for h in learn.opt.hypers]))
 
 # %% ../../nbs/82_training.checkpoint.ipynb #66e5c4da
 class Checkpoint(FitCallback):
-    "Write a checkpoint every `every` optimizer steps, after each `epochs` epochs, and before SIGTERM ends the process; `learn.resume` goes on from it"
+    "Write a checkpoint every `every` steps, each `epochs` epochs, and before SIGTERM ends the process; `learn.resume` goes on from it"
     order,run_valid = 99,False
     _stateattrs = ('held','pending')                                          # not for `learn.export`
     held = pending = None
@@ -202,7 +209,7 @@ class Checkpoint(FitCallback):
         store_attr(); self.path,self.over,self.wrote,self.warned = Path(path),[],False,False
 
     n_fits = property(lambda self: len(self.over)+1, doc="Which fit this is, counting those that were not interrupted")
-    run = property(lambda self: trains(self.learn), lambda self, v: None, doc="Only in a fit, not in what has the events of one; fastai sets it")
+    run = property(lambda self: trains(self.learn), lambda self, v: None, doc="In a fit, not in what has the events of one; fastai sets it")
 
     @contextmanager
     def setting_up(self):
@@ -220,7 +227,8 @@ class Checkpoint(FitCallback):
 
     def warn_early(self):
         if not self.wrote and not hasattr(self.learn, 'resumed') and checkpoints(self.path):
-            warn(f"path: {self.path} holds checkpoints of another fit, which the new ones will replace: use learn.resume to go on with it, or choose another folder")
+            warn(f"path: {self.path} holds checkpoints of another fit, which the new ones will replace: use learn.resume to go on with "
+                 f"it, or choose another folder")
         if not self.warned and (why := not_exact(self.learn)): warn(f"Checkpoint: training will not go on exactly: {'; '.join(why)}")
         self.warned = True
 
@@ -281,14 +289,19 @@ def training_state(cb:Checkpoint, done:bool=False # Is the epoch over, with its 
     "All of the training's state but the random numbers, not copied"
     learn = cb.learn
     rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
+    scaler = getattr(learn, 'scaler', None)
     res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
-               epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter, n_steps=cb.n_steps, times=cb.times,
-               model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
-               hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)], counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
+               n_steps=cb.n_steps, times=cb.times,
+               epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter,
+               model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
+               hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
+               counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
                grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
     if rec:
-        res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=rec.iters, values=rec.values, smooth=[rec.smooth_loss.count, rec.smooth_loss.val],
-                               metrics=[{k:v for k,v in vars(m).items() if is_plain(v)} for m in learn.metrics] if rec.train_metrics and not done else [])
+        metrics = learn.metrics if rec.train_metrics and not done else []
+        res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=rec.iters, values=rec.values,
+                               smooth=[rec.smooth_loss.count, rec.smooth_loss.val],
+                               metrics=[{k:v for k,v in vars(m).items() if is_plain(v)} for m in metrics])
     return res
 
 # %% ../../nbs/82_training.checkpoint.ipynb #d4ec3fd7
@@ -302,12 +315,16 @@ class Resumed(Callback):
         learn,s,here = self.learn,self.state,plan(self.learn)
         if here in s['before'][self.n_over:self.n_over+1]:
             self.n_over += 1
-            return warn(f"resume: {self.source} is of fit {s['fit']}; fit {self.n_over} was over before it and is passed by: call the next one")
+            return warn(f"resume: {self.source} is of fit {s['fit']}; fit {self.n_over} was over before it and is passed by: call the "
+                        f"next one")
         try:
             diff = [f"{k} {v} there, {here[k]} here" for k,v in s['plan'].items() if v != here[k]]
-            if diff: raise ValueError(f"resume: {self.source} is of another fit: {'; '.join(diff)}. Call the same fit with the same data on as many processes")
+            if diff:
+                raise ValueError(f"resume: {self.source} is of another fit: {'; '.join(diff)}. Call the same fit with the same data on "
+                                 f"as many processes")
             self.load()
-            for e,row in enumerate(s.get('recorder', {}).get('values', [])): learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
+            for e,row in enumerate(s.get('recorder', {}).get('values', [])):
+                learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
             self.rng = 'epoch' if s['iter'] else 'now'
             if s['iter']: learn.all_batches = self.rest_of_epoch
             for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
@@ -364,7 +381,7 @@ def resume(self:Learner,
     path:str|Path, # A checkpoint, or a folder of them, of which the newest is taken
     missing_ok:bool=False # Start anew if there is none
 ) -> Learner:
-    "Go on from a checkpoint: the next fit, called as it was called before, continues exactly. Files of a folder that are cut short are passed over"
+    "Go on from a checkpoint: the next fit, called as it was called before, continues exactly. Damaged files of a folder are passed over"
     path,state = Path(path),None
     files = checkpoints(path)[::-1] if path.is_dir() else [path] if path.exists() else []
     if not files:
@@ -379,7 +396,8 @@ def resume(self:Learner,
     if self.opt is None: self.create_opt()
     here,there = describe(self),state['meta']
     for k,v in here.items():
-        if k != 'model' and v != there[k]: raise ValueError(f"resume: the checkpoint {f} has {k} {there[k]}, this learner {v}: make the learner as it was")
+        if k != 'model' and v != there[k]:
+            raise ValueError(f"resume: the checkpoint {f} has {k} {there[k]}, this learner {v}: make the learner as it was")
     diff = [k for k in {**here['model'], **there['model']} if here['model'].get(k) != there['model'].get(k)]
     if diff:
         raise ValueError(f"resume: the checkpoint {f} is of another architecture: {len(diff)} tensors differ, first {diff[0]}: "

@@ -21,7 +21,7 @@ def _broadcast(self:DistributedDL, t, rank):
 
 # %% ../../nbs/80_training.distributed.ipynb #f99d9ec8
 class StreamDL(DistributedDL):
-    "A loader whose stream already gives each process its share; all of them stop after the shortest. Make it inside `distrib_ctx`, on all processes"
+    "A loader whose stream gives each process its share; all stop after the shortest. Make it inside `distrib_ctx`, on all processes"
     def __init__(self, dl, *args, **kwargs):
         super().__init__(dl, *args, **kwargs)
         self.n_batches = min(all_sizes(len(dl), 'cuda' if world() > 1 and torch.distributed.get_backend() == 'nccl' else None))
@@ -30,10 +30,11 @@ class StreamDL(DistributedDL):
 
 # %% ../../nbs/80_training.distributed.ipynb #d6a112d2
 def launch(script:str|Path, *args, n:int=2, tool:str='torchrun', timeout:int=600, **env) -> str:
-    "Run `script` in `n` processes of this machine with 'torchrun' or 'accelerate' and return what it prints; raises with its errors if it fails"
+    "Run `script` in `n` processes of this machine with 'torchrun' or 'accelerate' and return what it prints; raises if it fails"
     if tool not in ('torchrun','accelerate'): raise ValueError(f"tool must be 'torchrun' or 'accelerate', got {tool!r}")
     cmd = {'torchrun':   ['torch.distributed.run','--nproc_per_node',n,'--rdzv_backend','c10d','--rdzv_endpoint','localhost:0'],
-           'accelerate': ['accelerate.commands.launch','--multi_gpu','--num_processes',n,'--num_machines',1,'--mixed_precision','no','--dynamo_backend','no','--main_process_port',0]}[tool]
+           'accelerate': ['accelerate.commands.launch','--multi_gpu','--num_processes',n,'--num_machines',1,'--mixed_precision','no',
+                          '--dynamo_backend','no','--main_process_port',0]}[tool]
     r = subprocess.run([sys.executable,'-m',*map(str, cmd),str(script),*map(str, args)], capture_output=True, text=True, timeout=timeout,
                        env={**os.environ, 'OMP_NUM_THREADS':'1', **env})
     if r.returncode: raise RuntimeError(f"{script} failed:\n{r.stderr[-3000:]}")

@@ -14,7 +14,8 @@ from ..callback import *
 
 # %% ../../nbs/16_vision.barlow_twins.ipynb #9e4d3de3
 @delegates(create_projection_model)
-def create_barlow_twins_model(encoder:nn.Module, hidden_size:int=8192, projection_size:int=8192, bn:bool=True, nlayers:int=3, **kwargs) -> ProjectionModel:
+def create_barlow_twins_model(encoder:nn.Module, hidden_size:int=8192, projection_size:int=8192, bn:bool=True, nlayers:int=3,
+                              **kwargs) -> ProjectionModel:
     "Encoder and the wide three-layer projector of Barlow Twins"
     return create_projection_model(encoder, hidden_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
 

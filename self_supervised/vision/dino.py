@@ -58,8 +58,9 @@ def create_dino_model(
     return ProjectionModel(encoder, DINOHead(encoder_nf(encoder, n_in), **kwargs))
 
 @delegates(get_multi_crop_pipelines)
-def get_dino_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, resize_scale:tuple=(.4,1.), small_scale:tuple=(.05,.4), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
-                           blur_p:float|tuple=(1.,.1), solarize_p:float|tuple=(0.,.2), solarize:bool=True, **kwargs) -> list:
+def get_dino_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, resize_scale:tuple=(.4,1.), small_scale:tuple=(.05,.4),
+                           rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1), blur_p:float|tuple=(1.,.1),
+                           solarize_p:float|tuple=(0.,.2), solarize:bool=True, **kwargs) -> list:
     "DINO's two large and six small views"
     return get_multi_crop_pipelines(size, small_size, resize_scale=resize_scale, small_scale=small_scale, rotate=rotate, jitter_s=jitter_s,
                                     blur_p=blur_p, solarize_p=solarize_p, solarize=solarize, **kwargs)

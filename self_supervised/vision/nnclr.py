@@ -15,7 +15,8 @@ from ..callback import *
 
 # %% ../../nbs/15_vision.nnclr.ipynb #0f64f0b8
 @delegates(create_predictor_model)
-def create_nnclr_model(encoder:nn.Module, hidden_size:int=2048, projection_size:int=256, pred_size:int=4096, nlayers:int=3, **kwargs) -> PredictorModel:
+def create_nnclr_model(encoder:nn.Module, hidden_size:int=2048, projection_size:int=256, pred_size:int=4096, nlayers:int=3,
+                       **kwargs) -> PredictorModel:
     "Encoder, three-layer projector that ends in BatchNorm, and predictor of NNCLR"
     return create_predictor_model(encoder, hidden_size, projection_size, pred_size, nlayers=nlayers, last_bn=True, **kwargs)
 

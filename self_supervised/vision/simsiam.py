@@ -14,7 +14,8 @@ from ..callback import *
 
 # %% ../../nbs/14_vision.simsiam.ipynb #09d78e6d
 @delegates(create_predictor_model)
-def create_simsiam_model(encoder:nn.Module, hidden_size:int=2048, projection_size:int=2048, pred_size:int=512, nlayers:int=3, **kwargs) -> PredictorModel:
+def create_simsiam_model(encoder:nn.Module, hidden_size:int=2048, projection_size:int=2048, pred_size:int=512, nlayers:int=3,
+                         **kwargs) -> PredictorModel:
     "Encoder, three-layer projector that ends in BatchNorm, and a bottleneck predictor"
     return create_predictor_model(encoder, hidden_size, projection_size, pred_size, nlayers=nlayers, last_bn=True, **kwargs)
 

@@ -32,16 +32,19 @@ class UnsupMethod:
 class PartlyLabelled:
     "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
     def setup_labels(self, unsup_class_id, unsup_method, reg_lambda, temp):
-        if unsup_method not in (UnsupMethod.All, UnsupMethod.Only): raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
+        if unsup_method not in (UnsupMethod.All, UnsupMethod.Only):
+            raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
         if reg_lambda < 0: raise ValueError(f"reg_lambda must be at least 0, got {reg_lambda!r}")
-        if unsup_class_id is not None and not isinstance(unsup_class_id, int): raise TypeError(f"unsup_class_id must be an int or None, got {unsup_class_id!r}")
+        if unsup_class_id is not None and not isinstance(unsup_class_id, int):
+            raise TypeError(f"unsup_class_id must be an int or None, got {unsup_class_id!r}")
         store_attr('unsup_class_id,unsup_method,reg_lambda'); self.temp = check_temp(temp)
 
     def check_setup(self):
         super().check_setup()
         vocab = getattr(self.learn.dls, 'vocab', None)
         if self.unsup_class_id is None and 'unsup' in getattr(vocab, 'o2i', {}):
-            warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract each other: "
+            warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract "
+                 "each other: "
                  "if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
         if vocab is not None and self.unsup_class_id is not None and not 0 <= self.unsup_class_id < len(vocab):
             raise ValueError(f"unsup_class_id={self.unsup_class_id} is not in the vocabulary of {len(vocab)} classes: "
@@ -53,7 +56,8 @@ class PartlyLabelled:
             raise TypeError(f"labels must be one integer class an image, got {yb[0].dtype} of shape {tuple(yb[0].shape)}")
 
     def no_labels(self, x):
-        if self.unsup_class_id is None: raise ValueError("unsup_class_id: the batches have no labels; set it to any class id, or use a method without labels")
+        if self.unsup_class_id is None:
+            raise ValueError("unsup_class_id: the batches have no labels; set it to any class id, or use a method without labels")
         return torch.full((len(x),), self.unsup_class_id, device=x.device)
 
     def unsup_mask(self, yb):

@@ -30,7 +30,8 @@ class SwAVModel(nn.Module):
         return self.prototypes(z),z
 
 def check_prototypes(n):
-    if not isinstance(n, int) or n < 2: raise ValueError(f"n_protos must be an int of at least 2, got {n!r}: one prototype takes all images")
+    if not isinstance(n, int) or n < 2:
+        raise ValueError(f"n_protos must be an int of at least 2, got {n!r}: one prototype takes all images")
     return n
 
 def create_swav_model(
@@ -71,7 +72,8 @@ class SWAV(QueueMixin, SSLCallback):
         for n,v in dict(queue_start_pct=queue_start_pct, freeze_pct=freeze_pct).items():
             if not 0 <= v <= 1: raise ValueError(f"{n} must be a share of training in [0,1], got {v!r}")
         if not eps > 0: raise ValueError(f"eps must be > 0, got {eps!r}")
-        if not (isinstance(n_sinkh_iter, int) and n_sinkh_iter > 0): raise ValueError(f"n_sinkh_iter must be an int of at least 1, got {n_sinkh_iter!r}")
+        if not (isinstance(n_sinkh_iter, int) and n_sinkh_iter > 0):
+            raise ValueError(f"n_sinkh_iter must be an int of at least 1, got {n_sinkh_iter!r}")
         store_attr('K,queue_start_pct,eps,n_sinkh_iter,freeze_pct'); self.temp = check_temp(temp)
 
     prototypes = property(lambda self: get_model(self.learn.model).prototypes, doc="The linear layer of the prototypes")
@@ -90,7 +92,8 @@ class SWAV(QueueMixin, SSLCallback):
     def queued(self):
         "Scores of the queue's embeddings, for each assigned view; `None` before the queue joins"
         if not self.K or self.pct < self.queue_start_pct or len(self.queue.real[0]) < self.K: return None
-        embs = self.queue.embs.tensor_split(world())[rank_distrib()] if self.distributed else self.queue.embs      # `sinkhorn` is over all processes
+        embs = self.queue.embs
+        if self.distributed: embs = embs.tensor_split(world())[rank_distrib()]       # `sinkhorn` is over all processes
         return [self.prototypes(z) for z in embs.chunk(len(self.crop_assgn_ids), 1)]
 
     def lf(self, pred, y):

@@ -14,7 +14,8 @@ from ..callback import *
 
 # %% ../../nbs/17_vision.vicreg.ipynb #8e568943
 @delegates(create_projection_model)
-def create_vicreg_model(encoder:nn.Module, hidden_size:int=8192, projection_size:int=8192, bn:bool=True, nlayers:int=3, **kwargs) -> ProjectionModel:
+def create_vicreg_model(encoder:nn.Module, hidden_size:int=8192, projection_size:int=8192, bn:bool=True, nlayers:int=3,
+                        **kwargs) -> ProjectionModel:
     "Encoder and VICReg's three-layer expander"
     return create_projection_model(encoder, hidden_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
 
@@ -22,7 +23,8 @@ def create_vicreg_model(encoder:nn.Module, hidden_size:int=8192, projection_size
 def get_vicreg_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
                              solarize:bool=True, solarize_p:float=.1, **kwargs) -> list:
     "VICReg's two views"
-    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, solarize=solarize, solarize_p=solarize_p, **kwargs)
+    return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s,
+                                   solarize=solarize, solarize_p=solarize_p, **kwargs)
 
 # %% ../../nbs/17_vision.vicreg.ipynb #1846cb5e
 class VICReg(TermsMixin, SSLCallback):
