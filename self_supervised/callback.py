@@ -72,6 +72,7 @@ def fitting(learn:Learner):
             learn.loss_grad = None                                   # a graph, and in loaders the iterator of an epoch that was broken off:
             for dl in held[1]: vars(dl).pop('it', None)              # neither can be copied
 
+# %% ../nbs/05_callback.ipynb #a888804b
 _place = 'epoch','iter','n_iter','train_iter','pct_train','training','dl','xb','yb','pred','loss'
 
 @contextmanager
@@ -187,7 +188,7 @@ def drop_kept(model:nn.Module, but:str):
     for n in gone:
         del kept(model)[n]
         if hasattr(model, n): delattr(model, n)
-    if gone: warn(f"model: {' and '.join(gone)} of {first(gone.values())} are dropped; {but} starts with its own")
+    if gone: warn(f"model: what {first(gone.values())} kept there is dropped ({', '.join(gone)}); {but} starts with its own")
 
 def keep(model:nn.Module, name:str, owner:str, make:callable):
     "`model.name`, which `make()` makes unless it is there; for the method `owner`"
@@ -287,6 +288,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
         "The method's loss, from the model's output for all views and the labels of the images"
         raise NotImplementedError(f"{type(self).__name__} must define lf")
 
+# %% ../nbs/05_callback.ipynb #49dc6efe
 @patch
 def add_cb(self:Learner, cb):
     "fastai's; a second method is refused, and a first one attaches its state at once"

@@ -298,6 +298,13 @@ def test_long_training(tmp_path):
     assert len(read_checkpoint(checkpoints(tmp_path)[-1])['recorder']['losses']) > n
     assert len(zipfile.ZipFile(checkpoints(tmp_path)[-1]).namelist()) < 1000
 
+def test_resume_with_a_progress_bar(tmp_path):
+    "In a later epoch, where fastai's bar would not have begun"
+    left = make('moco', cbs=[Checkpoint(tmp_path), Leave('before_validate', sys.exit)])
+    with pytest.raises(SystemExit): fit(left, 3)
+    again = make('moco').resume(tmp_path); again.fit(3, 1e-3)
+    assert len(again.recorder.values) == 3
+
 def test_resume_twice(moco):
     learn = make('moco').resume(moco).resume(moco)
     assert len(fit(learn).recorder.values) == 1 and not hasattr(learn, 'resumed')

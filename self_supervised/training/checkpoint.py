@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain', 'is_plain', 'checksum', 'get_rng', 'set_rng', 'not_exact', 'write_checkpoint', 'read_checkpoint',
-           'checkpoints', 'only_writer', 'on_sigterm', 'describe', 'plan', 'Checkpoint', 'training_state', 'Resumed']
+           'checkpoints', 'only_writer', 'on_sigterm', 'describe', 'plan', 'training_state', 'Checkpoint', 'Resumed']
 
 # %% ../../nbs/82_training.checkpoint.ipynb #a3fd9d81
 import random, signal, threading, time, warnings
@@ -136,6 +136,7 @@ def checkpoints(path:str|Path) -> list:
     "Checkpoints in the folder `path`, newest last"
     return sorted(Path(path).glob('[0-9]*-epoch*.ckpt'))
 
+# %% ../../nbs/82_training.checkpoint.ipynb #c4c4f795
 @contextmanager
 def only_writer(path:Path, wait:float=5 # Seconds that the workers of a killed process may take to end
 ):
@@ -191,6 +192,28 @@ def plan(learn:Learner) -> dict:
     return plain(dict(epochs=learn.n_epoch, start_epoch=skip._skip_to if skip else 0, batches=len(learn.dls.train),
                       processes=_processes(learn), frozen=learn.opt.frozen_idx, schedule=rates,
                       lr=[h['lr'] for h in learn.opt.hypers], wd=[h.get('wd') for h in learn.opt.hypers]))
+
+# %% ../../nbs/82_training.checkpoint.ipynb #b45636c3
+def training_state(cb:Callback, # A `Checkpoint`
+                    done:bool=False # Is the epoch over, with its validation?
+) -> dict:
+    "All of the training's state but the random numbers, not copied"
+    learn = cb.learn
+    rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
+    scaler = getattr(learn, 'scaler', None)
+    res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
+               n_steps=cb.n_steps, times=cb.times,
+               epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter,
+               model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
+               hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
+               counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
+               grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
+    if rec:
+        metrics = learn.metrics if rec.train_metrics and not done else []
+        res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=rec.iters, values=rec.values,
+                               smooth=[rec.smooth_loss.count, rec.smooth_loss.val],
+                               metrics=[{k:v for k,v in vars(m).items() if is_plain(v)} for m in metrics])
+    return res
 
 # %% ../../nbs/82_training.checkpoint.ipynb #66e5c4da
 class Checkpoint(FitCallback):
@@ -284,26 +307,6 @@ class Checkpoint(FitCallback):
         pending,self.pending = self.pending,None
         if pending: pending.result()
 
-def training_state(cb:Checkpoint, done:bool=False # Is the epoch over, with its validation?
-             ) -> dict:
-    "All of the training's state but the random numbers, not copied"
-    learn = cb.learn
-    rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
-    scaler = getattr(learn, 'scaler', None)
-    res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
-               n_steps=cb.n_steps, times=cb.times,
-               epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter,
-               model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
-               hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
-               counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
-               grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
-    if rec:
-        metrics = learn.metrics if rec.train_metrics and not done else []
-        res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=rec.iters, values=rec.values,
-                               smooth=[rec.smooth_loss.count, rec.smooth_loss.val],
-                               metrics=[{k:v for k,v in vars(m).items() if is_plain(v)} for m in metrics])
-    return res
-
 # %% ../../nbs/82_training.checkpoint.ipynb #d4ec3fd7
 class Resumed(Callback):
     "What `Learner.resume` adds, until the fit that goes on is over"
@@ -325,6 +328,7 @@ class Resumed(Callback):
             self.load()
             for e,row in enumerate(s.get('recorder', {}).get('values', [])):
                 learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
+            if getattr(learn, 'progress', None) and getattr(learn.progress, 'mbar', None): learn.progress.mbar.update(0)     # a bar has to begin
             self.rng = 'epoch' if s['iter'] else 'now'
             if s['iter']: learn.all_batches = self.rest_of_epoch
             for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
@@ -376,6 +380,7 @@ def _do_fit(self:Learner):
     cb = first(self._grab_cbs(Resumed))
     return cb.do_fit() if cb and cb.state and not self._grab_cbs(LRFinder) else self._orig__do_fit()
 
+# %% ../../nbs/82_training.checkpoint.ipynb #ae19ab50
 @patch
 def resume(self:Learner,
     path:str|Path, # A checkpoint, or a folder of them, of which the newest is taken
