@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training test soak docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -17,6 +17,10 @@ test: .venv/.ready
 # Fifty kills of one training.
 soak: .venv/.ready
 	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; OMP_NUM_THREADS=1 $(BIN)/python tests/test_checkpoint.py soak $$d
+
+# Three hundred random sequences of fits, interrupts and changes of mind.
+chaos: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/test_chaos.py 300
 
 bench-methods: .venv/.ready
 	$(BIN)/python benchmarks/methods.py
@@ -30,6 +34,11 @@ bench-views: .venv/.ready
 
 bench-training: .venv/.ready
 	$(BIN)/python benchmarks/training.py
+
+# Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/05_callback.ipynb
+run: .venv/.ready
+	cd nbs && PATH=$(CURDIR)/$(BIN):$$PATH PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress python -m nbconvert --log-level ERROR --to notebook --execute --inplace $(notdir $(NB))
+	$(BIN)/nbdev-clean
 
 # After editing a notebook: the package, the README and clean notebooks.
 docs: .venv/.ready

@@ -20,3 +20,11 @@ def test_no_paths_of_a_machine():
 def test_light():
     heavy = {p.name:p.stat().st_size//1024 for p in (root/'nbs').glob('*.ipynb') if p.stat().st_size > 300*1024}
     assert not heavy, f"notebooks over 300 KB: {heavy}"
+
+def test_readable():
+    "Lines of at most 140 characters; the base of all methods on one screen"
+    mods = [p for p in (root/'self_supervised').rglob('*.py') if p.name != '_modidx.py']
+    long = [f"{p.name}:{i}" for p in mods for i,l in enumerate(p.read_text().splitlines(), 1) if len(l) > 140]
+    assert not long, f"over 140 characters: {long}"
+    base = re.search(r'class SSLCallback\(.*?(?=\n# %%)', (root/'self_supervised'/'callback.py').read_text(), re.S).group()
+    assert len([l for l in base.splitlines() if l.strip()]) <= 80

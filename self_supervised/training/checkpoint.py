@@ -188,7 +188,7 @@ def _schedulers(learn): return [o for o in learn.cbs if isinstance(o, ParamSched
 def plan(learn:Learner) -> dict:
     "What a fit is, by which it is known again: how much, on what, how fast. To be asked before its first step"
     skip = first(learn._grab_cbs(SkipToEpoch))
-    rates = [{k:[f(p) for p in (0.,.3,.6,1.)] for k,f in o.scheds.items()} for o in _schedulers(learn)]
+    rates = [{k:[np.array(f(p)).tolist() for p in (0.,.3,.6,1.)] for k,f in o.scheds.items()} for o in _schedulers(learn)]
     return plain(dict(epochs=learn.n_epoch, start_epoch=skip._skip_to if skip else 0, batches=len(learn.dls.train),
                       processes=_processes(learn), frozen=learn.opt.frozen_idx, schedule=rates,
                       lr=[h['lr'] for h in learn.opt.hypers], wd=[h.get('wd') for h in learn.opt.hypers]))
@@ -328,7 +328,8 @@ class Resumed(Callback):
             self.load()
             for e,row in enumerate(s.get('recorder', {}).get('values', [])):
                 learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
-            if getattr(learn, 'progress', None) and getattr(learn.progress, 'mbar', None): learn.progress.mbar.update(0)     # a bar has to begin
+            bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+            if bar: bar.update(0)                                    # or it has no beginning
             self.rng = 'epoch' if s['iter'] else 'now'
             if s['iter']: learn.all_batches = self.rest_of_epoch
             for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
