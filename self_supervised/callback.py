@@ -58,19 +58,20 @@ def fitting(learn:Learner):
         yield outer
         return
     if outer: outer.close()
-    held = learn.model,list(learn.dls.loaders),learn.logger
+    held,loaders = (learn.model,learn.logger),list(getattr(learn.dls, 'loaders', []))
     with Fit(learn) as fit:
         try: yield fit
         except BaseException:
             for cb in learn._grab_cbs(LRFinder):
                 if hasattr(cb, 'tmp_d'): cb.after_fit()              # the weights from before
             for cb in learn.cbs: cb.run = True
-            learn.model,learn.dls.loaders,learn.logger = held
+            learn.model,learn.logger = held
+            if loaders: learn.dls.loaders = loaders
             learn._end_cleanup()
             raise
         finally:
             learn.loss_grad = None                                   # a graph, and in loaders the iterator of an epoch that was broken off:
-            for dl in held[1]: vars(dl).pop('it', None)              # neither can be copied
+            for dl in loaders: getattr(dl, '__dict__', {}).pop('it', None)         # neither can be copied
 
 # %% ../nbs/05_callback.ipynb #a888804b
 _place = 'epoch','iter','n_iter','train_iter','pct_train','training','dl','xb','yb','pred','loss'
