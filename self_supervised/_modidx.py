@@ -95,6 +95,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/callback.py'),
                                           'self_supervised.callback.Learner.add_cb': ( 'callback.html#learner.add_cb',
                                                                                        'self_supervised/callback.py'),
+                                          'self_supervised.callback.Learner.add_cbs': ( 'callback.html#learner.add_cbs',
+                                                                                        'self_supervised/callback.py'),
                                           'self_supervised.callback.Learner.export': ( 'callback.html#learner.export',
                                                                                        'self_supervised/callback.py'),
                                           'self_supervised.callback.Learner.save_encoder': ( 'callback.html#learner.save_encoder',

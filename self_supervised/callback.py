@@ -31,7 +31,7 @@ class Fit(ExitStack):
     pct = None # Share of training that is done, if `learn.pct_train` does not tell
     def __init__(self, learn:Learner, by_hand:bool=False):
         super().__init__()
-        self.by_hand,self.entered = by_hand,L()
+        self.by_hand,self.entered,self.own = by_hand,L(),dict(loss_func=learn.loss_func, metrics=learn.metrics)
         _fits[learn] = self
         self.callback(_fits.pop, learn, None)
 
@@ -58,16 +58,16 @@ def fitting(learn:Learner):
         yield outer
         return
     if outer: outer.close()
-    held,loaders = (learn.model,learn.logger),list(getattr(learn.dls, 'loaders', []))
+    model,logger,dls,loaders = learn.model,learn.logger,learn.dls,list(getattr(learn.dls, 'loaders', []))
     with Fit(learn) as fit:
         try: yield fit
         except BaseException:
             for cb in learn._grab_cbs(LRFinder):
                 if hasattr(cb, 'tmp_d'): cb.after_fit()              # the weights from before
             for cb in learn.cbs: cb.run = True
-            learn.model,learn.logger = held
-            if loaders: learn.dls.loaders = loaders
-            learn._end_cleanup()
+            learn.model,learn.logger = model,logger
+            if loaders: dls.loaders = loaders
+            if fit.entered: learn._end_cleanup()                     # of a plain learner the batch that failed can be looked at, as ever
             raise
         finally:
             learn.loss_grad = None                                   # a graph, and in loaders the iterator of an epoch that was broken off:
@@ -307,6 +307,16 @@ def add_cb(self:Learner, cb):
             raise
     return self
 
+@patch
+def add_cbs(self:Learner, cbs):
+    "fastai's; if one of them is refused, none is added"
+    n = len(self.cbs)
+    try: L(cbs).map(self.add_cb)
+    except Exception:
+        self.remove_cbs(self.cbs[n:])
+        raise
+    return self
+
 # %% ../nbs/05_callback.ipynb #f7a72112
 class StagedMixin:
     "For state that follows the batches: what is `stage`d goes to `push` once, after the step, or after the batch if there was none"
@@ -450,8 +460,10 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
     model = get_model(self.model)
     names = {} if training_state else dict(kept(model))
     held = [(d, k, d.pop(k)) for k in names for d in (model._modules, model._buffers) if k in d]
+    own = getattr(_fits.get(self), 'own', dict(loss_func=self.loss_func, metrics=self.metrics))      # in the middle of a fit
     try:
-        with replacing(model, '_kept', {k:v for k,v in kept(model).items() if k not in names}): self._orig_export(fname, **kwargs)
+        with replacing(self, 'loss_func', own['loss_func']), replacing(self, 'metrics', own['metrics']), \
+             replacing(model, '_kept', {k:v for k,v in kept(model).items() if k not in names}): self._orig_export(fname, **kwargs)
     finally:
         for d,k,v in held: d[k] = v
 

@@ -251,7 +251,7 @@ def encoder_info(path:str|Path) -> dict:
     except SafetensorError as e: raise ValueError(f"path: {path} is no safetensors file, or is cut short ({e})") from e
     if 'encoder' not in meta: raise ValueError(f"path: {path} was not written by save_encoder")
     try: info = json.loads(meta['encoder'])
-    except ValueError as e: raise ValueError(f"path: the header of {path} is no JSON ({e})") from e
+    except (ValueError,RecursionError) as e: raise ValueError(f"path: the header of {path} is no JSON ({e})") from e
     if not isinstance(info, dict):
         raise ValueError(f"path: the header of {path} holds {type(info).__name__}, not the description of an encoder")
     return dict(info, version=meta.get('self_supervised'))
@@ -263,13 +263,16 @@ def _plain(o): return isinstance(o, (str,int,float,bool,type(None))) or isinstan
 def _check_info(info, path, allow_hub):
     "Raise unless a file's header describes an encoder of the libraries' lists, with plain arguments that read nothing"
     def refuse(what): raise ValueError(f"path: the header of {path} {what}")
-    arch,n_in,kwargs = info.get('arch'),info.get('n_in'),info.get('kwargs')
+    arch,n_in,kwargs,stats,most = info.get('arch'),info.get('n_in'),info.get('kwargs'),info.get('stats'),Path(path).stat().st_size
     if not isinstance(arch, str): refuse(f"names no architecture but {arch!r}")
     if _from_hub(arch) and not allow_hub: refuse(f"names {arch!r}, which is read from elsewhere: allow_hub=True if you trust it")
-    if type(n_in) is not int or n_in < 1: refuse(f"has n_in={n_in!r}, which is no number of channels")
+    if type(n_in) is not int or not 1 <= n_in <= most: refuse(f"has n_in={n_in!r}, which is no number of channels")
     if info.get('pool_type') not in (None, *_pools): refuse(f"has pool_type={info['pool_type']!r}, which is none of {_pools}")
     if not isinstance(kwargs, dict): refuse(f"has kwargs={kwargs!r}, which is no dictionary")
+    numbers = is_listy(stats) and len(stats) == 2 and all(is_listy(o) and all(isinstance(v, (int,float)) for v in o) for o in stats)
+    if stats is not None and not numbers: refuse(f"has stats={stats!r}, which are no mean and standard deviation")
     for k,v in kwargs.items():
+        if isinstance(v, int) and abs(v) > most: refuse(f"has the argument {k}={v!r}, more than the file has bytes")
         if not _plain(v) or _loads.search(k): refuse(f"has the argument {k}={v!r}, which an encoder file may not set")
 
 def load_encoder(

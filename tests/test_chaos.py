@@ -18,7 +18,7 @@ from torch import nn
 from fastai.vision.all import Callback, Learner, get_model, load_learner, noop, set_seed
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from self_supervised.callback import SSLCallback, kept
+from self_supervised.callback import FitCallback, SSLCallback, kept
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_writer, read_checkpoint
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import KNN, Chunks, model_splitter
@@ -48,7 +48,7 @@ class Notebook(RuleBasedStateMachine):
     def start(self, name, seed):
         self.dir = Path(tempfile.mkdtemp())
         self.handlers = {s:signal.getsignal(s) for s in (signal.SIGTERM,signal.SIGINT,signal.SIGCHLD)}
-        self.learn,self.saved,self.finished = self.new(seed),None,None
+        self.learn,self.saved,self.finished,self.wreck = self.new(seed),None,None,False
         self.learn.add_cb(method(name))
 
     def new(self, seed=0):
@@ -67,8 +67,10 @@ class Notebook(RuleBasedStateMachine):
         try: self.quietly(f)
         except BaseException as e:
             if not exc or not isinstance(e, exc) or 'stop' not in str(e): raise
+            self.wreck = not self.has(FitCallback)                 # of a plain learner fastai keeps the batch that failed
             return False
         finally: self.learn.remove_cb(cb)
+        self.wreck = False
         return True
 
     interrupts = dict(event=st.sampled_from(EVENTS), exc=st.sampled_from((None,)+EXCS), n=st.integers(1, 4))
@@ -142,6 +144,7 @@ class Notebook(RuleBasedStateMachine):
         assert again.loss_func is own_loss or again.loss_func.__name__ == 'own_loss'
         with contextlib.redirect_stdout(io.StringIO()), again.no_bar(): again.fit(1, 1e-3)
 
+    @precondition(lambda self: not self.wreck)
     @rule()
     def copied(self):
         before,twin = state(self.learn),copy.deepcopy(self.learn)
@@ -154,7 +157,7 @@ class Notebook(RuleBasedStateMachine):
     def resume(self):
         "In a new process: the fit that ended is not trained again, and the weights are those that it ended with"
         (epochs,one_cycle),want = self.finished,read_checkpoint(checkpoints(self.dir/'c')[-1])
-        name = first_name(self.learn)
+        name = self.learn._grab_cbs(SSLCallback)[0].name
         again = self.new(); again.add_cb(method(name))
         if want['plan']['frozen']: again.freeze()
         if self.learn.opt.frozen_idx == 0 and again.opt: again.unfreeze()
@@ -193,8 +196,6 @@ class Notebook(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, 'dir'): shutil.rmtree(self.dir)
-
-def first_name(learn): return next({'sup_con':'sup_con'}.get(o.name, o.name) for o in learn._grab_cbs(SSLCallback))
 
 def chaos(n, **kw):
     with warnings.catch_warnings():

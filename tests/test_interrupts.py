@@ -219,3 +219,56 @@ def test_the_teachers_temperature_after_a_fit():
     learn.add_cb(Temp())
     with learn.no_bar(): learn.validate()
     assert set(seen) == {learn.dino.tpt_end}
+
+def test_the_fit_after_a_finished_one_goes_on_exactly(tmp_path):
+    "The machine is lost after the first of two fits: the second draws the random numbers that it would have drawn"
+    def two(learn):
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3); learn.fit(1, 2e-3)
+        return learn
+    want,left = two(make('moco')),make('moco', cbs=[Checkpoint(tmp_path)])
+    interrupted(left, 'before_epoch', n=2, how=two, exc=SystemExit)
+    assert same(state(two(make('moco').resume(tmp_path))), state(want))
+
+def test_checkpoints_of_a_plain_classifier(tmp_path):
+    "Whose loss is a tensor subclass of fastai: every file can be read"
+    from fastai.vision.all import Learner
+    from self_supervised.vision.all import create_model
+    learn = Learner(make_dls(), create_model(create_encoder('test_resnet', False), 3), cbs=Checkpoint(tmp_path, every=1, keep=9)); fit(learn)
+    assert len([read_checkpoint(o) for o in checkpoints(tmp_path)]) == 5
+    learn.resume(tmp_path); fit(learn)
+
+def test_other_loaders_in_the_middle(tmp_path):
+    "A callback that exchanges learn.dls, as progressive resizing does, and an interrupt"
+    big = make_dls(bs=4)
+    class Swap(Callback):
+        def before_epoch(self):
+            if self.epoch == 1: self.learn.dls = big
+    learn = make('sim_clr', cbs=[Swap()]); old = learn.dls
+    interrupted(learn, 'before_epoch', n=2)
+    assert learn.dls is big and big.train.bs == 4 and old.train.bs == 8
+
+def test_a_plain_learner_keeps_what_failed():
+    from fastai.vision.all import Learner
+    from self_supervised.vision.all import create_model
+    learn = interrupted(Learner(make_dls(), create_model(create_encoder('test_resnet', False), 3)), 'after_pred', exc=ValueError)
+    assert learn.xb[0].shape == (8,3,24,24)
+
+def test_all_or_none_of_the_callbacks_of_a_fit():
+    learn = make('sim_clr'); n = len(learn.cbs)
+    cb,_,augs,args = METHODS['moco']
+    with pytest.raises(ValueError, match='replace it'): learn.fit(1, cbs=[Chunks(3), cb(augs(16), **args)])
+    assert len(learn.cbs) == n and not hasattr(learn, 'chunks')
+
+def test_export_in_the_middle_of_a_fit(tmp_path):
+    own = lambda *a: 0.
+    class Exports(Callback):
+        def after_epoch(self): self.learn.export('mid.pkl')
+    fit(make('vic_reg', loss_func=noop, path=tmp_path, cbs=[Exports()]))
+    again = load_learner(tmp_path/'mid.pkl')
+    assert again.loss_func.__name__ == 'noop' and not again.metrics
+
+def test_a_resume_that_is_refused_says_what_to_do(tmp_path):
+    fit(make('moco', cbs=[Checkpoint(tmp_path)]), 2)
+    again = make('moco').resume(tmp_path)
+    with pytest.raises(ValueError, match='Call learn.resume again'): fit(again, 3)
+    fit(again.resume(tmp_path), 2); assert len(again.recorder.values) == 2

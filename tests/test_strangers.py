@@ -36,15 +36,15 @@ def test_only_registered_architectures(good, tmp_path, arch):
     (dict(pool_type='eval'), 'pool_type'), (dict(kwargs=[1]), 'kwargs'), (dict(kwargs={'block_args':{'a':1}}), 'block_args'),
     (dict(kwargs={'pretrained_cfg':'x'}), 'pretrained_cfg'), (dict(kwargs={'checkpoint_path':'/etc/passwd'}), 'checkpoint_path'), (dict(kwargs={'weights':'DEFAULT'}), 'weights'),
     (dict(kwargs={'cache_dir':'/tmp'}), 'cache_dir'), (dict(kwargs={'no_such_argument':1}), 'no encoder can be built'), (dict(kwargs={'pretrained':True}), 'pretrained'),
-    (dict(arch='resnet10t'), 'do not fit')])
+    (dict(n_in=10**9), 'n_in'), (dict(kwargs={'width':10**9}), 'more than the file'), (dict(stats='x'), 'stats'), (dict(stats=[[.5]]), 'stats'), (dict(arch='resnet10t'), 'do not fit')])
 def test_headers(good, tmp_path, header, msg):
     with pytest.raises(ValueError, match='x.safetensors') as e: load_encoder(crafted(good, tmp_path/'x.safetensors', **header))
     assert msg in str(e.value)
 
-@pytest.mark.parametrize('raw', [b'', b'\xff'*100, b'PK\3\4 not it', None, 'cut', 'json', 'list'])
+@pytest.mark.parametrize('raw', [b'', b'\xff'*100, b'PK\3\4 not it', None, 'cut', 'json', 'list', 'deep'])
 def test_malformed(good, tmp_path, raw):
     x = tmp_path/'x.safetensors'
-    if raw in ('json','list'): save_file(load_file(good), x, {'encoder':'{' if raw == 'json' else '[1]', 'self_supervised':'0'})
+    if raw in ('json','list','deep'): save_file(load_file(good), x, {'encoder':dict(json='{', list='[1]', deep='['*100_000)[raw], 'self_supervised':'0'})
     elif raw == 'cut': x.write_bytes(good.read_bytes()[:-100])
     elif raw is None: save_file(load_file(good), x)
     else: x.write_bytes(raw)

@@ -9,7 +9,7 @@ __all__ = ['plain', 'is_plain', 'checksum', 'get_rng', 'set_rng', 'not_exact', '
 # %% ../../nbs/82_training.checkpoint.ipynb #a3fd9d81
 import random, signal, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from uuid import uuid4
 import xxhash
@@ -27,8 +27,8 @@ def plain(o, into=None # An earlier copy, whose memory is used again where it fi
 ):
     "A copy of `o` on the CPU with nothing in it but tensors, numbers, strings, None, lists, tuples and dictionaries"
     if isinstance(o, Tensor):
-        if isinstance(into, Tensor) and (into.shape,into.dtype) == (o.shape,o.dtype): return into.copy_(o.detach())
-        return o.detach().as_subclass(torch.Tensor).to('cpu', copy=True)
+        o = o.detach().as_subclass(torch.Tensor)
+        return into.copy_(o) if isinstance(into, Tensor) and (into.shape,into.dtype) == (o.shape,o.dtype) else o.to('cpu', copy=True)
     if isinstance(o, np.ndarray): return torch.from_numpy(o.astype(np.int64) if o.dtype == np.uint32 else o.copy())
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, dict): return {k:plain(v, into.get(k) if isinstance(into, dict) else None) for k,v in o.items()}
@@ -113,7 +113,7 @@ def write_checkpoint(state:dict, path:str|Path) -> Path:
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError,RuntimeError) as e:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError): tmp.unlink()
         raise OSError(f"path: the checkpoint {path} cannot be written ({e}). Earlier ones are as they were; free some space, or choose "
                       f"another folder") from e
     finally: torch.serialization.set_crc32_options(crc)
@@ -323,8 +323,8 @@ class Resumed(Callback):
         try:
             diff = [f"{k} {v} there, {here[k]} here" for k,v in s['plan'].items() if v != here[k]]
             if diff:
-                raise ValueError(f"resume: {self.source} is of another fit: {'; '.join(diff)}. Call the same fit with the same data on "
-                                 f"as many processes")
+                raise ValueError(f"resume: {self.source} is of another fit: {'; '.join(diff)}. "
+                                 "Call learn.resume again, then the same fit with the same data on as many processes")
             self.load()
             for e,row in enumerate(s.get('recorder', {}).get('values', [])):
                 learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
@@ -333,6 +333,11 @@ class Resumed(Callback):
             self.rng = 'epoch' if s['iter'] else 'now'
             if s['iter']: learn.all_batches = self.rest_of_epoch
             for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+            if self.rng: self.set_rng('now')                         # no epoch was left
+        except (Exception,KeyboardInterrupt) as e:
+            if not isinstance(e, CancelFitException):
+                warn(f"resume: the fit did not go on to its end; to go on from {self.source}, call learn.resume again")
+            raise
         finally: self.leave()
 
     def load(self):

@@ -44,8 +44,7 @@ class PartlyLabelled:
         vocab = getattr(self.learn.dls, 'vocab', None)
         if self.unsup_class_id is None and 'unsup' in getattr(vocab, 'o2i', {}):
             warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract "
-                 "each other: "
-                 "if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
+                 "each other: if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
         if vocab is not None and self.unsup_class_id is not None and not 0 <= self.unsup_class_id < len(vocab):
             raise ValueError(f"unsup_class_id={self.unsup_class_id} is not in the vocabulary of {len(vocab)} classes: "
                              "use dls.vocab.o2i['unsup'], or None if all images are labelled")
