@@ -57,7 +57,7 @@ def _warn_size(size, hw, crop=1.):
         warnings.warn(f"size: views of {size} are enlarged from images of {hw}; they hold no more detail")
     elif min(hw[0]/size[0], hw[1]/size[1])*crop > 2:
         warnings.warn(f"size: views of {size} are far smaller than the images of {hw}; resize the images in item_tfms, or most of what "
-                      f"is loaded is thrown away")
+                      "is loaded is thrown away")
 @functools.lru_cache(None)
 def _warn_channels(c): warnings.warn(f"images have {c} channels: saturation, hue, greyscale and RGB jitter need 3 and are skipped")
 
@@ -212,7 +212,7 @@ def assert_aug_pipelines(aug_pipelines:list, n:int=2) -> list:
         if not isinstance(p, Pipeline): raise TypeError(f"aug_pipelines[{i}] must be a fastai Pipeline, got {type(p).__name__}")
         if p.split_idx != 0:
             raise ValueError(f"aug_pipelines[{i}] has split_idx={p.split_idx}: use Pipeline(..., split_idx=0), or views are not made in "
-                             f"validation")
+                             "validation")
     return aug_pipelines
 
 def get_norm(pipe:Pipeline|None) -> Normalize|None:

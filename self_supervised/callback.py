@@ -170,7 +170,7 @@ def check_images(x:Tensor, dtype:torch.dtype=torch.float32):
     if not x.is_floating_point(): raise TypeError(f"images must be uint8 or floats in [0,1], got {x.dtype}")
     if x.dtype.itemsize < dtype.itemsize:
         raise TypeError(f"images are {x.dtype}, the weights {dtype}: give float32 or uint8 images, and train in half precision with "
-                        f"learn.to_fp16() or to_bf16()")
+                        "learn.to_fp16() or to_bf16()")
     lo,hi = torch.stack(x.detach().aminmax()).tolist()
     if lo != lo:
         raise ValueError(f"NaN in images {x.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of the batch: mend or drop them")
@@ -262,12 +262,12 @@ class SSLCallback(ProcessesMixin, FitCallback):
         check_images(x, next(self.learn.model.parameters()).dtype)
         if len(yb) and not isinstance(yb[0], Tensor):
             raise TypeError(f"labels must be tensors, got {type(yb[0]).__name__}, e.g. {first(yb[0])!r}: make them numbers, as "
-                            f"Categorize does, or leave them out")
+                            "Categorize does, or leave them out")
     def before_batch(self):
         if isinstance(self.learn.xb, Tensor): raise ValueError("batches must be tuples: let the data set return (image,) instead of image")
         if len(self.learn.xb) != 1:
             raise ValueError(f"n_inp={len(self.learn.xb)}: {type(self).__name__} takes one input, the image: make the DataLoaders with "
-                             f"n_inp=1")
+                             "n_inp=1")
         x,yb = self.learn.x,self.learn.yb
         self.count_images(x)
         self.check_batch(x, yb)
@@ -391,7 +391,7 @@ class QueueMixin(StagedMixin):
         have,want = tuple(model.queue.embs.shape),(self.K,self.queue_width(model))
         if have != want:
             raise ValueError(f"K={self.K} and the projector ask for a queue of {want}, but the model already holds a queue of {have[0]} "
-                             f"embeddings "
+                             "embeddings "
                              f"of width {have[1]}: use that K and projector, or `del model.queue` to start a new one")
 
     def new_queue(self, model):

@@ -151,6 +151,6 @@ def fashion_mnist_dls(
     for f in files:
         if not f.exists():
             raise FileNotFoundError(f"path: there is no {f}. On Debian and Ubuntu: apt-get install dataset-fashion-mnist; elsewhere "
-                                    f"download the four files and pass path=")
+                                    "download the four files and pass path=")
     x,y = map(read_idx, files)
     return image_dls(torch.from_numpy(x.copy())[:,None].float()/255, [fashion_vocab[o] for o in y], n_labels, vocab=fashion_vocab, **kwargs)

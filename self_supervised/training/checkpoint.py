@@ -97,7 +97,7 @@ def not_exact(learn:Learner) -> list:
     for o in (getattr(dl, 'sampler', None),getattr(dl, 'batch_sampler', None)):
         if isinstance(o, known.Sampler) and type(o).__module__ != known.__name__ and not isinstance(o, torch.utils.data.DistributedSampler):
             res.append(f"the sampler {type(o).__name__} may have random numbers of its own: draw them from a torch.Generator that it has "
-                       f"as `.generator`")
+                       "as `.generator`")
     return res
 
 # %% ../../nbs/82_training.checkpoint.ipynb #d9ecb203
@@ -115,7 +115,7 @@ def write_checkpoint(state:dict, path:str|Path) -> Path:
     except (OSError,RuntimeError) as e:
         with suppress(OSError): tmp.unlink()
         raise OSError(f"path: the checkpoint {path} cannot be written ({e}). Earlier ones are as they were; free some space, or choose "
-                      f"another folder") from e
+                      "another folder") from e
     finally: torch.serialization.set_crc32_options(crc)
     return path
 
@@ -128,7 +128,7 @@ def read_checkpoint(path:str|Path) -> dict:
     if not isinstance(state, dict) or 'ssl_checkpoint' not in state: raise ValueError(f"path: {path} is no checkpoint of this library")
     if state['ssl_checkpoint'] != _version:
         raise ValueError(f"path: {path} is of version {state['ssl_checkpoint']}, this library reads {_version}: finish that training "
-                         f"with the version that wrote it")
+                         "with the version that wrote it")
     if state.pop('checksum', None) != checksum(state): raise ValueError(f"path: {path} is damaged: its contents are not what was written")
     return state
 
@@ -251,7 +251,7 @@ class Checkpoint(FitCallback):
     def warn_early(self):
         if not self.wrote and not hasattr(self.learn, 'resumed') and checkpoints(self.path):
             warn(f"path: {self.path} holds checkpoints of another fit, which the new ones will replace: use learn.resume to go on with "
-                 f"it, or choose another folder")
+                 "it, or choose another folder")
         if not self.warned and (why := not_exact(self.learn)): warn(f"Checkpoint: training will not go on exactly: {'; '.join(why)}")
         self.warned = True
 
@@ -319,7 +319,7 @@ class Resumed(Callback):
         if here in s['before'][self.n_over:self.n_over+1]:
             self.n_over += 1
             return warn(f"resume: {self.source} is of fit {s['fit']}; fit {self.n_over} was over before it and is passed by: call the "
-                        f"next one")
+                        "next one")
         try:
             diff = [f"{k} {v} there, {here[k]} here" for k,v in s['plan'].items() if v != here[k]]
             if diff:

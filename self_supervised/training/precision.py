@@ -21,7 +21,7 @@ class DeviceMixedPrecision(FitCallback, MixedPrecision):
         if dev != 'cpu' or not torch.backends.mkldnn.is_available(): return
         if not (torch.ops.mkldnn._is_mkldnn_bf16_supported if bf16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)():
             warn(f"to_{'bf16' if bf16 else 'fp16'}: this CPU has no instructions for it, and torch emulates them: training takes tens of "
-                 f"times as long as in fp32")
+                 "times as long as in fp32")
 
     def refuse_tiny(self, conv:nn.Conv2d, xs:tuple):
         "torch's bfloat16 gradient of a strided convolution of one pixel is garbage on CPUs (seen in 2.15 on AMX)"
