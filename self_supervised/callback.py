@@ -142,7 +142,7 @@ def check_views(model:nn.Module, views:list):
         raise ValueError("to_parallel: torch's DataParallel mixes up views of several sizes; use one size, or learn.distrib_ctx")
     if not any(o.kind == o.VAR_POSITIONAL for o in inspect.signature(get_model(model).forward).parameters.values()):
         raise ValueError("model: views of several sizes need a forward that takes one batch for each size, as those of create_*_model: "
-                         "forward(self, *xs), see layers.embed")
+                         "forward(self, *xs), see layers.embed_views")
 
 # %% ../nbs/05_callback.ipynb #5c25c887
 def check_learner(cb:Callback):
@@ -248,7 +248,8 @@ class SSLCallback(ProcessesMixin, FitCallback):
     def after_step(self): pass                                       # where the mixins' `super` ends
     def before_validate(self):
         if self.learn._grab_cbs(GatherPredsCallback):
-            raise ValueError("get_preds: a pretraining model has no prediction for an image; for features use get_features(learn)")
+            raise ValueError("get_preds: a pretraining model has no prediction for an image. For features use get_features or embed, which "
+                             "also take an exported learner; for classes make a classifier_learner of it")
     @property
     def pct(self) -> float:
         "Share of training that is done; 1 in a validation outside of a fit"
@@ -290,6 +291,13 @@ class SSLCallback(ProcessesMixin, FitCallback):
         raise NotImplementedError(f"{type(self).__name__} must define lf")
 
 # %% ../nbs/05_callback.ipynb #49dc6efe
+@patch
+@delegates(Learner.__init__)
+def __init__(self:Learner, dls, model, loss_func=None, opt_func=Adam, lr=defaults.lr, splitter=trainable_params, cbs=None, **kwargs):
+    "fastai's; a method brings its loss, so that data without labels need none"
+    if loss_func is None and any(isinstance(o, SSLCallback) for o in L(cbs)): loss_func = getattr(dls.train_ds, 'loss_func', noop)
+    self._orig___init__(dls, model, loss_func, opt_func, lr, splitter, cbs, **kwargs)
+
 @patch
 def add_cb(self:Learner, cb):
     "fastai's; a second method is refused, and a first one attaches its state at once"
@@ -456,7 +464,7 @@ def summary(self:Learner):
 
 @patch
 def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False, **kwargs):
-    "fastai's `export`, without momentum encoder, queue and centre unless `training_state`; a fit of the loaded learner starts new ones"
+    "fastai's `export`, for `embed` and `get_features` of the loaded learner; without what training keeps, unless `training_state`"
     model = get_model(self.model)
     names = {} if training_state else dict(kept(model))
     held = [(d, k, d.pop(k)) for k in names for d in (model._modules, model._buffers) if k in d]
@@ -469,7 +477,7 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "Save the model's encoder with `layers.save_encoder`; `stats` default to those of the views"
+    "Save the model's encoder with `layers.save_encoder`; `stats` default to those of the views, whose size goes into the file"
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
-    return layers.save_encoder(get_model(self.model).encoder, path, stats)
+    return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self))

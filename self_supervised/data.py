@@ -283,20 +283,28 @@ digits_views = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=15, rotate_p=.
 
 # %% ../nbs/06_data.ipynb #96b9f082
 def labelled_dls(
-    dls:DataLoaders, # From `Datasets` or a `DataBlock`, with labels
-    unsup_class_id:int, # Label of the unlabelled images
-    aug:Pipeline, # Augmentation of training batches, e.g. the pipeline of one view
+    dls:DataLoaders, # From `folder_dls`, `Datasets` or a `DataBlock`, with labels
+    unsup_class_id:int|None=None, # Label of the unlabelled images; None is that of `unsup`, if there is such a category
+    aug:Pipeline|None=None, # Augmentation of training batches, e.g. the pipeline of one view; None leaves batches as they are
     bs:int=64, # Batch size; a batch is at most all labelled images
     repeat:int=1 # How often an epoch shows an image
-) -> DataLoaders:
+) -> DataLoaders: # `dls.vocab` and `dls.c` are those of the real classes
     "The labelled images of `dls`, for training and validation: what fine-tuning needs"
-    def labelled(ds, split_idx, repeat=1):
-        idxs = [i for i,y in enumerate(ds.tls[-1]) if int(y) != unsup_class_id]
-        if not idxs: raise ValueError(f"unsup_class_id={unsup_class_id}: no image of a set has another label")
-        return Datasets(tls=[tl._new(tl._get(idxs*repeat), split_idx=split_idx) for tl in ds.tls], n_inp=ds.n_inp)
-    trn,val = labelled(dls.train_ds, 0, repeat),labelled(dls.valid_ds, 1)
-    return DataLoaders(dls.train.new(trn, cls=TfmdDL, bs=min(bs, len(trn)), shuffle=True, drop_last=True, after_batch=aug),
-                       dls.valid.new(val, cls=TfmdDL, after_batch=Pipeline([ToImageBatch(), *L(get_norm(aug))])), path=dls.path)
+    if len(getattr(dls.train_ds, 'tls', ())) < 2: raise ValueError("dls: there are no labels in it; folder_dls(labels=...) says where they are")
+    vocab = list(dls.vocab)
+    unsup = vocab.index('unsup') if unsup_class_id is None and 'unsup' in vocab else unsup_class_id
+    cat = Categorize([o for i,o in enumerate(vocab) if i != unsup], sort=False)
+    def labelled(name, ds, split_idx, repeat=1):
+        ys = [int(y) for y in ds.tls[-1]]
+        idxs = [i for i,y in enumerate(ys) if y != unsup]
+        if not idxs: raise ValueError(f"unsup_class_id={unsup}: no image of the {name} set has another label")
+        tls = [tl._new(tl._get(idxs*repeat), split_idx=split_idx) for tl in ds.tls[:-1]]
+        return Datasets(tls=[*tls, TfmdLists([vocab[ys[i]] for i in idxs*repeat], cat, split_idx=split_idx)], n_inp=ds.n_inp)
+    trn,val = labelled('training', dls.train_ds, 0, repeat),labelled('validation', dls.valid_ds, 1)
+    norm = get_norm(aug) or get_norm(dls.valid.after_batch)
+    first_bs = dict(bs=min(bs, len(trn)), shuffle=True, drop_last=True)
+    return DataLoaders(dls.train.new(trn, cls=GatherDL, after_batch=ifnone(aug, dls.train.after_batch), **first_bs),
+                       dls.valid.new(val, cls=GatherDL, after_batch=Pipeline([ToImageBatch(), *L(norm)])), path=dls.path, device=dls.device)
 
 # %% ../nbs/06_data.ipynb #5f0cfbd7
 def read_idx(path:str|Path) -> np.ndarray:

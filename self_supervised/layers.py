@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'num_features', 'create_encoder', 'create_mlp_module', 'create_cls_module', 'encoder_nf',
-           'compiled_in_place', 'tiled', 'embed', 'ProjectionModel', 'create_projection_model', 'PredictorModel',
+           'compiled_in_place', 'tiled', 'embed_views', 'ProjectionModel', 'create_projection_model', 'PredictorModel',
            'create_predictor_model', 'ClassifierModel', 'model_splitter', 'create_model', 'save_encoder',
-           'encoder_info', 'load_encoder']
+           'encoder_info', 'load_encoder', 'Normalized', 'export_onnx']
 
 # %% ../nbs/02_layers.ipynb #0aeec79c
 import difflib, json, re, warnings
@@ -19,6 +19,7 @@ from torch.func import functional_call
 from fastai.vision.all import *
 from fastai.vision.learner import model_meta, _default_meta, create_body
 import self_supervised
+from .augmentations import check_size
 
 # %% ../nbs/02_layers.ipynb #9ff777c3
 class PoolingType:
@@ -111,6 +112,7 @@ def create_encoder(
     size = kwargs.get('img_size') or cfg.get('input_size', (3,64,64))[1:]
     enc.nf = num_features(enc, n_in, size)
     enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type)
+    if pretrained and 'mean' in cfg: enc.info = dict(stats=[list(cfg['mean']), list(cfg['std'])], size=list(size))
     if grad_checkpointing:
         if not hasattr(enc, 'set_grad_checkpointing'):
             raise ValueError(f"grad_checkpointing: {arch} has no set_grad_checkpointing; choose a timm architecture")
@@ -159,7 +161,7 @@ def tiled(encoder:nn.Module, *sizes:tuple) -> bool:
     p = getattr(pe, 'patch_size', None)
     return not isinstance(p, tuple) or getattr(pe, 'dynamic_img_pad', False) or all(h % p[0] == 0 == w % p[1] for h,w in sizes)
 
-def embed(encoder:nn.Module, *xs:Tensor) -> Tensor:
+def embed_views(encoder:nn.Module, *xs:Tensor) -> Tensor:
     "Features of the images in all batches, one batch a size"
     return torch.cat([encoder(x) for x in xs])
 
@@ -168,7 +170,7 @@ class ProjectionModel(nn.Module):
     def __init__(self, encoder:nn.Module, projector:nn.Module):
         super().__init__()
         self.encoder,self.projector = encoder,projector
-    def forward(self, *xs): return self.projector(embed(self.encoder, *xs))
+    def forward(self, *xs): return self.projector(embed_views(self.encoder, *xs))
 
 def create_projection_model(
     encoder:nn.Module, # From `create_encoder`, or any module with flat features
@@ -188,7 +190,7 @@ class PredictorModel(nn.Module):
         super().__init__()
         self.encoder,self.projector,self.predictor = encoder,projector,predictor
     def forward(self, *xs):
-        z = self.projector(embed(self.encoder, *xs))
+        z = self.projector(embed_views(self.encoder, *xs))
         return self.predictor(z),z
 
 def create_predictor_model(
@@ -208,11 +210,18 @@ def create_predictor_model(
 
 # %% ../nbs/02_layers.ipynb #493f140e
 class ClassifierModel(nn.Module):
-    "`encoder`, then the classifier `head`"
-    def __init__(self, encoder:nn.Module, head:nn.Module):
+    "`encoder`, then the classifier `head`; a `frozen` encoder keeps its weights and its running statistics, whatever is done to the learner"
+    def __init__(self, encoder:nn.Module, head:nn.Module, frozen:bool=False):
         super().__init__()
-        self.encoder,self.head = encoder,head
-    def forward(self, x): return self.head(self.encoder(x))
+        self.encoder,self.head,self.frozen = encoder,head,frozen
+        if frozen: encoder.requires_grad_(False).eval()
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen: self.encoder.eval()
+        return self
+    def forward(self, x):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen): z = self.encoder(x)
+        return self.head(z)
 
 def model_splitter(m:nn.Module) -> L:
     "Two parameter groups, the encoder and the rest, but for a momentum encoder: what `learn.freeze` and discriminative learning rates need"
@@ -224,28 +233,33 @@ def create_model(
     encoder:nn.Module|str, # An encoder, or the architecture of a new one
     n_out:int, # Classes
     pretrained:bool=False, n_in:int=3, pool_type:str|None=None, # For a new encoder, as in `create_encoder`
+    frozen:bool=False, # Train the head alone: with `lin_ftrs=[]` a linear probe
     **kwargs
 ) -> ClassifierModel:
     "A classifier on an encoder: use it as `Learner(dls, create_model(...), splitter=model_splitter)`"
     if not isinstance(encoder, nn.Module): encoder = create_encoder(encoder, pretrained, n_in, pool_type)
-    return ClassifierModel(encoder, create_cls_module(encoder_nf(encoder, n_in), n_out, **kwargs))
+    return ClassifierModel(encoder, create_cls_module(encoder_nf(encoder, n_in), n_out, **kwargs), frozen)
 
 # %% ../nbs/02_layers.ipynb #6c32e213
 def save_encoder(
     encoder:nn.Module, # The encoder
     path:str|Path, # Where to; the folder is made
-    stats:tuple|None=None # (mean, std) a channel that the images were normalised with
+    stats:tuple|None=None, # (mean, std) per channel that the images were normalised with; None is what `encoder.info` says
+    size:int|tuple|None=None # Height and width of the images it was trained on
 ) -> Path:
     "Write `encoder` as safetensors, with all that `load_encoder` needs in the header"
     encoder,path = getattr(encoder, '_orig_mod', encoder),Path(path)
+    info = getattr(encoder, 'info', {})
+    stats,size = ifnone(stats, info.get('stats')),ifnone(size, info.get('size'))
     path.parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(getattr(encoder, 'spec', {}), stats=stats and [list(map(float, o)) for o in stats], nf=getattr(encoder, 'nf', None))
+    meta = dict(getattr(encoder, 'spec', {}), stats=stats and [list(map(float, o)) for o in stats],
+                size=size and list(check_size(size)), nf=getattr(encoder, 'nf', None))
     save_file({k:v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}, path,
               {'self_supervised':self_supervised.__version__, 'encoder':json.dumps(meta), 'format':'pt'})
     return path
 
 def encoder_info(path:str|Path) -> dict:
-    "Architecture, pooling, channels, width, normalisation and library version that stand in an encoder file"
+    "Architecture, pooling, channels, width, normalisation, image size and library version that stand in an encoder file"
     try:
         with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     except SafetensorError as e: raise ValueError(f"path: {path} is no safetensors file, or is cut short ({e})") from e
@@ -270,6 +284,9 @@ def _check_info(info, path, allow_hub):
     if info.get('pool_type') not in (None, *_pools): refuse(f"has pool_type={info['pool_type']!r}, which is none of {_pools}")
     if not isinstance(kwargs, dict): refuse(f"has kwargs={kwargs!r}, which is no dictionary")
     numbers = is_listy(stats) and len(stats) == 2 and all(is_listy(o) and all(isinstance(v, (int,float)) for v in o) for o in stats)
+    size = info.get('size')
+    if size is not None and not (is_listy(size) and len(size) == 2 and all(type(o) is int and 1 <= o <= 10_000 for o in size)):
+        refuse(f"has size={size!r}, which is no height and width")
     if stats is not None and not numbers: refuse(f"has stats={stats!r}, which are no mean and standard deviation")
     for k,v in kwargs.items():
         if isinstance(v, int) and abs(v) > most: refuse(f"has the argument {k}={v!r}, more than the file has bytes")
@@ -291,3 +308,33 @@ def load_encoder(
     except RuntimeError as e: raise ValueError(f"path: the weights in {path} do not fit {info.get('arch') or 'the encoder'}: {e}") from e
     encoder.info = info
     return encoder
+
+# %% ../nbs/02_layers.ipynb #c5096033
+class Normalized(nn.Module):
+    "`encoder` for images in [0,1], which are normalised with `stats`, (mean, std) per channel"
+    def __init__(self, encoder:nn.Module, stats:tuple):
+        super().__init__()
+        self.encoder = encoder
+        for n,o in zip(('mean','std'), stats): self.register_buffer(n, torch.tensor(o, dtype=torch.float)[:,None,None])
+    def forward(self, x): return self.encoder((x-self.mean)/self.std)
+
+def export_onnx(
+    encoder:nn.Module, # From `load_encoder` or `create_encoder`
+    path:str|Path, # Where to
+    size:int|tuple|None=None, # Height and width of the images; None is what its file says
+    stats:tuple|None=None # (mean, std) per channel of the normalisation; None is what its file says, else there is none
+) -> Path:
+    "Write `encoder` as ONNX: from images (B, C, H, W) in [0,1] to features (B, nf); needs the packages onnx and onnxscript"
+    info,path = getattr(encoder, 'info', {}),Path(path)
+    size,stats = ifnone(size, info.get('size')),ifnone(stats, info.get('stats'))
+    if size is None: raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
+    n_in = first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
+    states = {m:m.training for m in encoder.modules()}
+    model = (Normalized(encoder, stats) if stats else encoder).eval()
+    x = torch.zeros(2, n_in, *check_size(size), device=next(encoder.parameters()).device)
+    try:
+        torch.onnx.export(model, (x,), path, input_names=['images'], output_names=['features'], dynamo=True, verbose=False, external_data=False,
+                          dynamic_shapes=({0:torch.export.Dim('batch')},))
+    finally:
+        for m,s in states.items(): m.training = s
+    return path

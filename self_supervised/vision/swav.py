@@ -26,7 +26,7 @@ class SwAVModel(nn.Module):
         self.encoder,self.projector,self.prototypes = encoder,projector,prototypes
         normalize_rows(prototypes)
     def forward(self, *xs):
-        z = F.normalize(self.projector(embed(self.encoder, *xs)), dim=1)
+        z = F.normalize(self.projector(embed_views(self.encoder, *xs)), dim=1)
         return self.prototypes(z),z
 
 def check_prototypes(n):
