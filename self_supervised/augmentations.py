@@ -94,7 +94,21 @@ class ViewAugs(DisplayedTransform):
 
     def encodes(self, x:Tensor): return x if x.ndim != 4 else self.apply(x, self.draw(x))
     @property
-    def name(self): return 'ViewAugs'
+    def name(self): return f"a view of {' × '.join(map(str, self.size))} pixels{''.join(f'{chr(10)}  {k:<10} {v}' for k,v in self.ops().items())}"
+
+    def ops(self) -> dict:
+        "What is done to an image: operations, their strengths, and the share p of images that they are done to"
+        pct = lambda r: f"{r[0]*100:.3g} to {r[1]*100:.3g} %"
+        res = dict(crop=f"{pct(self.scale)} of the area, width to height {self.ratio[0]:.3g} to {self.ratio[1]:.3g}")
+        if self.flip_p: res['flip'] = f"left to right, p={self.flip_p}"
+        if self.rotate_p: res['rotate'] = f"by up to {self.deg}°, p={self.rotate_p}"
+        strengths = [f"{n} ±{s:.3g}" for n,s in zip(('brightness','contrast','saturation','hue'), self.jitter) if s]
+        if strengths and self.jitter_p: res['jitter'] = f"{', '.join(strengths)}, p={self.jitter_p}"
+        if self.bw_p: res['grey'] = f"p={self.bw_p}"
+        if self.blur_p: res['blur'] = f"sigma {self.blur_s[0]} to {self.blur_s[1]} pixels, p={self.blur_p}"
+        if self.solarize_p: res['solarize'] = f"p={self.solarize_p}"
+        if self.stats: res['normalize'] = f"mean {list(self.stats[0])}, std {list(self.stats[1])}"
+        return {**res, **({'alike':'one decision for the whole batch'} if self.same_on_batch else {})}
 
 def describe_view(p:dict, i:int=0) -> str:
     "What was drawn for view `i`, in words"

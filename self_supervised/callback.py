@@ -12,6 +12,7 @@ __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating',
 import inspect, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from weakref import WeakKeyDictionary
+from fastcore.docments import docments
 from fastai.callback.mixup import MixHandler
 from fastai.learner import replacing_yield
 from fastai.vision.all import *
@@ -481,3 +482,16 @@ def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
     return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self))
+
+# %% ../nbs/05_callback.ipynb #0596cfe5
+@patch
+def describe(self:SSLCallback):
+    "Print what the method does: views, momentum encoder, queue, and its arguments with their values"
+    sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', ('?','?')))) for p in self.aug_pipelines)
+    lines = {'views':', '.join(f"{n} of {s} pixels" for s,n in sizes.items()), 'trains':', '.join(self.parts)}
+    if isinstance(self, TeacherCallback): lines['teacher'] = f"a momentum encoder that follows with m={self.m}"
+    if isinstance(self, QueueMixin): lines['queue'] = f"{self.K} embeddings of earlier batches" if self.K else 'none'
+    docs = docments(type(self).__init__)
+    args = {n:f"{getattr(self, n)!r}{f'   {d}' if (d := docs.get(n)) else ''}" for n in inspect.signature(type(self)).parameters
+            if n not in ('aug_pipelines','print_augs') and hasattr(self, n)}
+    print('\n'.join([f"{type(self).__name__}: {type(self).__doc__}", *(f"  {k:<16} {v}" for k,v in {**lines, **args}.items())]))

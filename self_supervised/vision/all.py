@@ -12,11 +12,14 @@ from ..layers import *
 from ..losses import *
 from ..momentum import *
 from ..callback import *
+from ..images import *
 from ..data import *
 from ..evaluation.features import *
+from ..evaluation.neighbours import *
 from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.big_batches import *
+from ..training.finetune import *
 from .simclr import *
 from .supcon import *
 from .moco import *
