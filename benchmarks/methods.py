@@ -1,4 +1,4 @@
-"Every method on the digits, without labels and with the same budget: kNN accuracy, spread, then time and memory of a step."
+"Every method on the digits with 5 labels per class and the same budget, beside raw pixels, the untrained encoder and training on the labels alone."
 import os
 import time
 
@@ -8,12 +8,14 @@ from fastcore.script import call_parse
 from self_supervised.vision.all import *
 
 two = lambda: get_multi_aug_pipelines(2, 16, **digits_views)
+unsup,n_labels = 10,5
 paper = dict(opt=partial(SGD, mom=.9), lr=.05, wd=1e-4)
 
 # model, callback, and how to train it; heads, momentum and queue are for a small encoder and a short training
 methods = {
     'SimCLR':      (create_simclr_model, lambda: SimCLR(two(), temp=.5), {}),
-    'SupConMOCO':  (create_supcon_model, lambda: SupConMOCO(two(), 0, UnsupMethod.All, K=512, m=.99, reg_lambda=0, temp=.2), paper),
+    'SupCon':      (create_supcon_model, lambda: SupCon(two(), unsup, UnsupMethod.Only, temp=.5), dict(share=.5)),
+    'SupConMOCO':  (create_supcon_model, lambda: SupConMOCO(two(), unsup, UnsupMethod.All, K=512, m=.99, temp=.2), dict(paper, share=.5)),
     'MOCO':        (lambda e: create_moco_model(e, 256), lambda: MOCO(two(), K=512, m=.99, temp=.2), paper),
     'MOCOV3':      (lambda e: create_mocov3_model(e, 256, 128), lambda: MOCOV3(two(), m=(.9,1.), temp=.5), {}),
     'BYOL':        (lambda e: create_byol_model(e, 256, 128), lambda: BYOL(two(), m=.99), dict(paper, fit='fit_flat_cos')),
@@ -26,21 +28,52 @@ methods = {
     'DINO':        (lambda e: create_dino_model(e, n_out=128, hidden_size=256, bottleneck_size=64, bn=True), lambda: DINO(two(), tmom_start=.99),
                     dict(fit='fit_flat_cos', lr=1e-3)),
 }
+baselines = 'raw pixels','untrained encoder','labels alone'
+
+def encoder(): return create_encoder("resnet10t", pretrained=False, n_in=1)
+
+def data(seed, bs, share=None):
+    "1,401 training digits of which 50 have a label, and 396 held out; the same for all methods of a seed"
+    set_seed(seed)
+    return digits_dls(n_labels=n_labels, share=share, bs=bs, seed=seed)
 
 def make(name, seed, bs):
     model,cb,how = methods[name]
-    set_seed(seed)
-    dls = digits_dls(bs=bs, seed=seed)
-    return Learner(dls, model(create_encoder("resnet10t", pretrained=False, n_in=1)), cbs=cb(), loss_func=noop, opt_func=how.get('opt', Adam))
+    dls = data(seed, bs, how.get('share'))
+    return Learner(dls, model(encoder()), cbs=cb(), opt_func=how.get('opt', Adam))
 
 def train(learn, epochs, fit='fit_one_cycle', lr=4e-3, wd=None, **_):
-    with learn.no_logging(): getattr(learn, fit)(epochs, lr, wd=wd)
+    with learn.no_logging(), learn.no_bar(): getattr(learn, fit)(epochs, lr, wd=wd)
+
+def knn(source, dls):
+    "Accuracy on the held-out digits with the 50 labelled ones as neighbours"
+    own = isinstance(source, Learner)
+    (bank,y),(x,t) = (get_features(source, i if own else dls[i], **({} if own else dict(stats=digits_stats))) for i in (0,1))
+    return knn_accuracy(bank[y != unsup], y[y != unsup], x, t)
+
+def supervised(seed, bs, epochs):
+    "The same encoder and a linear head, trained on the augmented labelled images for as many steps; accuracy of its own head"
+    dls = data(seed, bs)
+    few = labelled_dls(dls, unsup, two()[0], bs=n_labels*10, repeat=len(dls.train))
+    learn = Learner(few, create_model(encoder(), 10, lin_ftrs=[], ps=0.), CrossEntropyLossFlat(), splitter=model_splitter, metrics=accuracy)
+    with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, 3e-3)
+    return learn.final_record[-1]
 
 def quality(name, seed, bs, epochs):
+    "Accuracy, and spread of the projections, of a method or a baseline"
+    row = dict(method=name, seed=seed, bs=bs, epochs=epochs)
+    if name == 'labels alone': return dict(row, accuracy=supervised(seed, bs, epochs))
+    if name in baselines:
+        dls = data(seed, bs)
+        return dict(row, accuracy=knn(nn.Flatten() if name == 'raw pixels' else encoder(), dls))
     learn = make(name, seed, bs)
     train(learn, epochs, **methods[name][2])
-    (bank,y),(x,t) = get_features(learn, 0),get_features(learn, 1)
-    return dict(method=name, seed=seed, bs=bs, epochs=epochs, knn=knn_accuracy(bank, y, x, t), spread=spread(get_features(learn, 1, projected=True)[0]))
+    return dict(row, accuracy=knn(learn, learn.dls), spread=spread(get_features(learn, 1, projected=True)[0]))
+
+def run(args):
+    torch.set_num_threads(1)
+    row = quality(*args); print(row, flush=True)
+    return row
 
 class Timer(Callback):
     "Time of training steps, without loading; and bytes kept for the backward pass of the first"
@@ -74,23 +107,31 @@ def cost(names, bs, rounds=5):
                     step_mb=sum(b for p,b in kept[n].items() if p not in own)/2**20)
     return pd.DataFrame([row(n, learn) for n,learn in learns.items()])
 
+def interval(x):
+    "Half of the 95 % interval of the mean, by Student's t"
+    from scipy.stats import t
+    return t.ppf(.975, len(x)-1)*x.std()/len(x)**.5
+
 @call_parse
 def main(
-    seeds:int=3, # Runs a method
-    epochs:int=30, # Epochs a run
+    seeds:int=5, # Runs per method, each with its own split, labels and initialisation
+    epochs:int=20, # Epochs per run
     bs:int=64, # Batch size
     only:str='', # Names of methods, separated by commas; none runs all
+    workers:int=2, # Runs at the same time, a thread each
     out:Path=Path('benchmarks/methods') # Writes out.csv and out_cost.csv
 ):
-    "Print a row a run, then a row a method; write both"
-    out,names = Path(out),only.split(',') if only else list(methods)
+    "Print a row per run, then a row per method; write both"
+    out,names = Path(out),only.split(',') if only else [*baselines, *methods]
     out.parent.mkdir(exist_ok=True, parents=True)
-    rows = []
-    for seed in range(seeds):
-        for n in names:
-            rows.append(quality(n, seed, bs, epochs)); print(rows[-1], flush=True)
-    df,costs = pd.DataFrame(rows),cost(names, bs)
-    df.to_csv(f'{out}.csv', index=False, float_format='%.4f'); costs.to_csv(f'{out}_cost.csv', index=False, float_format='%.1f')
+    torch.set_num_threads(1)
+    rows = parallel(run, [(n,s,bs,epochs) for s in range(seeds) for n in names], n_workers=workers, threadpool=False, method='spawn')
+    df = pd.DataFrame(list(rows))
+    df.to_csv(f'{out}.csv', index=False, float_format='%.4f')
+    torch.set_num_threads(os.cpu_count())
+    costs = cost([n for n in names if n in methods], bs)
+    costs.to_csv(f'{out}_cost.csv', index=False, float_format='%.1f')
     g = df.groupby('method', sort=False)
-    print(f"\n{seeds} seeds, {epochs} epochs, batch {bs}, {os.cpu_count()} cores")
-    print(pd.DataFrame(dict(knn=g.knn.mean(), std=g.knn.std(ddof=0), spread=g.spread.mean(), least_spread=g.spread.min())).join(costs.set_index('method')).round(3).to_string())
+    print(f"\n{n_labels} labels per class, {seeds} seeds, {epochs} epochs, batch {bs}, {os.cpu_count()} cores")
+    table = pd.DataFrame({'accuracy':g.accuracy.mean(), '95 %':g.accuracy.agg(interval), 'least spread':g.spread.min()})
+    print(table.join(costs.set_index('method')).round(3).to_string())

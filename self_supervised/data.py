@@ -194,7 +194,9 @@ def folder_dls(
     if lbls:
         vocab = sorted(set(lbls.values())-{unsup}) + [unsup]*(unsup in lbls.values())
         tfms.append([GivenLabel(lbls), Categorize(vocab, sort=False)])
-    dsets = Datasets(files, tfms, splits=split_files(files, path, valid, lbls, seed), dl_type=GatherDL)
+    splits = split_files(files, path, valid, lbls, seed)
+    if bs > len(splits[0]): raise ValueError(f"bs={bs} is more than the {len(splits[0])} images for training: choose a smaller one")
+    dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL)
     if cache is not None: kwargs = {'num_workers':0, **kwargs}
     args = dict(bs=bs, after_item=[ToTensor], after_batch=[IntToFloatTensor], **kwargs)
     dls = dsets.dataloaders(**args) if share is None else dsets.shared_dataloaders(share, unsup, **args)
@@ -212,7 +214,9 @@ class ReadItem(ReadImage):
                 raise ValueError(f"dsets: its images must come from files, to be known again; got {type(item).__name__} instead of a path")
             item,self.n = tfms.fs[self.n](item),self.n+1
     def _is_file(self, o): return isinstance(o, (str,Path)) and os.path.isfile(o)
-    def file(self, item): return Path(os.path.abspath(compose_tfms(item, self.tfms.fs[:self.n])))
+    def file(self, item):
+        o = compose_tfms(item, self.tfms.fs[:self.n])
+        return Path(os.path.abspath(o)) if isinstance(o, (str,Path)) else o
     def read(self, item): return resized(to_8bit(self.tfms(item), self.n_in), self.size, self.method)
 
 def decoded_once(

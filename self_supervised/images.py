@@ -152,7 +152,7 @@ class ImageCache:
         journal,pixels = self.folder/'images.jsonl',self.folder/'images.bin'
         n = pixels.stat().st_size//self.n_bytes if pixels.exists() else 0
         self.end,self._rows = 0,{}
-        for line in journal.open('rb') if journal.exists() else ():
+        for line in journal.read_bytes().splitlines(True) if journal.exists() else ():
             if not line.endswith(b'\n'): break                       # killed while it was written
             row,*key = json.loads(line)
             self.end += len(line)
@@ -198,7 +198,8 @@ def add(self:ImageCache,
 
 # %% ../nbs/09_images.ipynb #c1d8ddf3
 class ReadImage(DisplayedTransform):
-    "From a file to an image of one size, see `read_image`; out of `cache` if it is there"
+    "From a file, or an image, to an image of one size, see `read_image`; out of `cache` if it is there"
+    input_types = str,Path,PIL.Image.Image,np.ndarray,Tensor,bytes
     def __init__(self,
         size:int|tuple, method:str='crop', n_in:int=3, white:float|None=None, # As in `read_image`
         cache:ImageCache|None=None, # Where decoded images are
@@ -213,13 +214,17 @@ class ReadImage(DisplayedTransform):
     def __getstate__(self): return dict(vars(self), may_skip=set(), told=set(), found={})     # none of the files goes into an export
     def __deepcopy__(self, memo): return self
 
-    def read(self, path): return read_image(path, self.size, self.method, self.n_in, self.white)
+    def read(self, o):
+        if isinstance(o, (str,Path)): return read_image(o, self.size, self.method, self.n_in, self.white)
+        return resized(to_8bit(PILImage.create(o), self.n_in, self.white), self.size, self.method)
     def file(self, item) -> Path:
         "The file of an item"
         return item
     def row(self, item) -> int|None:
         "Row of an item in the cache, if it is there"
-        return self.found.get(self.file(item)) if self.found else None
+        if not self.found: return
+        file = self.file(item)
+        return self.found.get(Path(file)) if isinstance(file, (str,Path)) else None
     def fill(self, items:list) -> dict: # Why images are missing, by file
         "Decode the images of `items` into the cache, unless they are there"
         files = [self.file(o) for o in items]
@@ -234,7 +239,7 @@ class ReadImage(DisplayedTransform):
         try: im = self.read(path)
         except FileNotFoundError: raise
         except Exception as e:
-            if path not in self.may_skip: raise OSError(f"{path} cannot be read: {_why(e)}") from e
+            if not isinstance(path, Path) or path not in self.may_skip: raise OSError(f"{path} cannot be read: {_why(e)}") from e
             if path not in self.told: warn(f"{path} cannot be read and is skipped: {_why(e)}")
             self.told.add(path)
             raise SkipItemException from e

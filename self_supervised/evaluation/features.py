@@ -88,7 +88,7 @@ def _how_trained(learn, size, stats):
     return size and check_size(size),NormalizeViews.from_stats(*stats, cuda=False) if stats else norm
 
 def get_features(
-    learn:Learner|nn.Module, # A learner, or an encoder
+    learn:Learner|nn.Module, # A learner, or an encoder; `nn.Flatten()` gives raw pixels
     ds_idx:int|DataLoader|list|str|Path=1, # 0 is the training set, 1 the validation set of a learner; or a loader; or image files
     projected:bool=False, # What the projector of a learner's model makes of the features
     size:int|tuple|None=None, # Height and width of the images; None is that of the views in training
@@ -98,7 +98,7 @@ def get_features(
     own = isinstance(learn, Learner)
     model = get_model(learn.model) if own else learn
     f = nn.Sequential(model.encoder if own else model, *([model.projector] if projected else []))
-    device = learn.dls.device if own and getattr(learn.dls, 'device', None) else next(f.parameters()).device
+    device = learn.dls.device if own and getattr(learn.dls, 'device', None) else getattr(first(f.parameters()), 'device', 'cpu')
     size,norm = _how_trained(learn, size, stats)
     if not isinstance(ds_idx, int):
         files = not hasattr(ds_idx, 'dataset')
