@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training test soak chaos run docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -34,6 +34,12 @@ bench-views: .venv/.ready
 
 bench-training: .venv/.ready
 	$(BIN)/python benchmarks/training.py
+
+bench-data: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/data.py
+
+bench-photos: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/photos.py
 
 # Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/05_callback.ipynb
 run: .venv/.ready

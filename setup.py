@@ -15,5 +15,5 @@ setup(
     packages=find_packages(include=["self_supervised*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"test": cfg["test_requirements"].split(), "dev": (cfg["dev_requirements"] + " " + cfg["test_requirements"]).split()},
 )

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['no_label_names', 'digits_stats', 'digits_views', 'fashion_vocab', 'GatherDL', 'SharedDL', 'GivenLabel',
            'image_labels', 'split_files', 'folder_dls', 'ReadItem', 'decoded_once', 'few_labels', 'image_dls',
-           'digits_dls', 'labelled_dls', 'read_idx', 'fashion_mnist_dls']
+           'digits_dls', 'labelled_dls', 'read_idx', 'fashion_mnist_dls', 'sample_pictures', 'sample_photos']
 
 # %% ../nbs/06_data.ipynb #e30e90c7
 import gzip, PIL.Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from fastai.vision.all import *
 from .augmentations import *
@@ -337,3 +337,33 @@ def fashion_mnist_dls(
                                     "download the four files and pass path=")
     x,y = map(read_idx, files)
     return image_dls(torch.from_numpy(x.copy())[:,None].float()/255, [fashion_vocab[o] for o in y], n_labels, vocab=fashion_vocab, **kwargs)
+
+# %% ../nbs/06_data.ipynb #817c0892
+_pictures = 'astronaut brick cell chelsea coffee coins grass gravel hubble_deep_field immunohistochemistry moon retina rocket'.split()
+
+def sample_pictures() -> dict: # PIL images in RGB by name
+    "Sixteen pictures that come with scikit-learn and scikit-image"
+    try: from skimage import data
+    except ImportError as e: raise ImportError("the pictures are in scikit-image: pip install scikit-image") from e
+    res = {n:getattr(data, n)() for n in _pictures} | dict(zip(('china','flower'), load_sample_images().images)) | {'motorcycle':data.stereo_motorcycle()[0]}
+    return {n:PIL.Image.fromarray(o).convert('RGB') for n,o in res.items()}
+
+def sample_photos(
+    path:str|Path, # Folder; it must be new or empty
+    n:int=40, # Tiles of each picture for training; for validation there are a quarter as many
+    size:int=128, # Height and width of a tile
+    seed:int=42 # Draws the places of the tiles
+) -> Path: # `path`
+    "Write JPEGs of 16 classes into `train/<class>` and `valid/<class>` of a folder"
+    path,rng = Path(path),np.random.default_rng(seed)
+    if path.exists() and any(path.iterdir()): raise ValueError(f"path: {str(path)!r} is not empty")
+    for name,im in sample_pictures().items():
+        im = im.resize([round(o*400/min(im.size)) for o in im.size], PIL.Image.BILINEAR)
+        edge = im.width*3//5
+        for split,(lo,hi),m in (('train',(0,edge),n), ('valid',(edge,im.width),n//4)):
+            (path/split/name).mkdir(parents=True)
+            for i in range(m):
+                s = int(rng.integers(96, min(160, hi-lo)+1))
+                x,y = int(rng.integers(lo, hi-s+1)),int(rng.integers(0, im.height-s+1))
+                im.crop((x, y, x+s, y+s)).resize((size,size), PIL.Image.BILINEAR).save(path/split/name/f'{i:03}.jpg', quality=90)
+    return path

@@ -11,11 +11,10 @@ from fastai.vision.all import *
 from ..augmentations import NormalizeViews, get_norm
 from ..callback import SSLCallback, learner_norm
 from ..data import labelled_dls
+from ..evaluation.features import norm_stats
 from ..layers import *
 
-# %% ../../nbs/84_training.finetune.ipynb #decf6356
-def _stats_of(norm): return norm and (norm.mean.flatten().tolist(),norm.std.flatten().tolist())
-
+# %% ../../nbs/84_training.finetune.ipynb #fae8b578
 def layer_splitter(m:nn.Module) -> L:
     "A parameter group for each layer of a timm encoder, from the first to the last, and one for the rest of the model"
     if not hasattr(m.encoder, 'group_matcher'):
@@ -52,7 +51,7 @@ def classifier_learner(
     if dls is None and learn is None: raise ValueError("dls: an encoder has no images of its own, give the labelled ones")
     if learn: encoder = get_model(learn.model).encoder
     else: encoder = pretrained if isinstance(pretrained, nn.Module) else load_encoder(pretrained)
-    stats = (_stats_of(learner_norm(learn) or get_norm(learn.dls.valid.after_batch)) if learn else getattr(encoder, 'info', {}).get('stats'))
+    stats = (norm_stats(learner_norm(learn) or get_norm(learn.dls.valid.after_batch)) if learn else getattr(encoder, 'info', {}).get('stats'))
     if dls is None:
         cb = first(learn._grab_cbs(SSLCallback))
         if cb is None: raise ValueError("dls: the learner has no method whose labelled images and views could be used, give labelled images")
