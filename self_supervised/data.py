@@ -121,6 +121,10 @@ def _table_labels(df, files, root, cols):
     if len(res) < len(df): warn(f"labels: {len(df)-len(res)} of {len(df)} rows name no image of the folder that can be read")
     return res
 
+def _name(y):
+    "A label as text; where some are missing, pandas makes floats of whole numbers"
+    return str(int(y) if isinstance(y, float) and y.is_integer() else y).strip()
+
 def image_labels(
     files:list, # Image files
     root:Path, # Their folder
@@ -136,7 +140,8 @@ def image_labels(
     elif labels == 'parent': found = {f:f.parent.name for f in files if f.parent != root}
     elif callable(labels): found = {f:labels(f) for f in files}
     else: raise ValueError(f"labels must be None, 'parent', a function, a CSV file or a data frame, got {labels!r}")
-    found = {f:str(y) for f,y in found.items() if y is not None and y == y and str(y).strip().lower() not in no_label}
+    found = {f:_name(y) for f,y in found.items() if y is not None and y == y}
+    found = {f:y for f,y in found.items() if y.lower() not in no_label}
     if not found: raise ValueError(f"labels: none of {len(files)} images has one; labels=None trains without")
     return {f:found.get(f, unsup) for f in files}
 
@@ -294,7 +299,8 @@ def labelled_dls(
     repeat:int=1 # How often an epoch shows an image
 ) -> DataLoaders: # `dls.vocab` and `dls.c` are those of the real classes
     "The labelled images of `dls`, for training and validation: what fine-tuning needs"
-    if len(getattr(dls.train_ds, 'tls', ())) < 2: raise ValueError("dls: there are no labels in it; folder_dls(labels=...) says where they are")
+    if len(getattr(dls.train_ds, 'tls', ())) < 2:
+        raise ValueError("dls: there are no labels in it; folder_dls(labels=...) says where they are")
     vocab = list(dls.vocab)
     unsup = vocab.index('unsup') if unsup_class_id is None and 'unsup' in vocab else unsup_class_id
     cat = Categorize([o for i,o in enumerate(vocab) if i != unsup], sort=False)
@@ -345,7 +351,9 @@ def sample_pictures() -> dict: # PIL images in RGB by name
     "Sixteen pictures that come with scikit-learn and scikit-image"
     try: from skimage import data
     except ImportError as e: raise ImportError("the pictures are in scikit-image: pip install scikit-image") from e
-    res = {n:getattr(data, n)() for n in _pictures} | dict(zip(('china','flower'), load_sample_images().images)) | {'motorcycle':data.stereo_motorcycle()[0]}
+    res = {n:getattr(data, n)() for n in _pictures}
+    res['china'],res['flower'] = load_sample_images().images
+    res['motorcycle'] = data.stereo_motorcycle()[0]
     return {n:PIL.Image.fromarray(o).convert('RGB') for n,o in res.items()}
 
 def sample_photos(

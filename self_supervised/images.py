@@ -115,7 +115,8 @@ def report_unreadable(bad:dict, n:int, on_error:str='skip'):
     "Say once which of `n` files cannot be read, or raise"
     if not bad: return
     names = ', '.join(f'{f} ({r})' for f,r in list(bad.items())[:10]) + (f' and {len(bad)-10} more' if len(bad) > 10 else '')
-    if on_error == 'raise': raise ValueError(f"{len(bad)} of {n} files cannot be read: {names}. Mend or remove them, or pass on_error='skip'")
+    if on_error == 'raise':
+        raise ValueError(f"{len(bad)} of {n} files cannot be read: {names}. Mend or remove them, or pass on_error='skip'")
     warn(f"{len(bad)} of {n} files cannot be read and are left out: {names}")
 
 # %% ../nbs/09_images.ipynb #dca58a4e
@@ -179,12 +180,14 @@ def add(self:ImageCache,
         todo,bad = [i for i,k in enumerate(keys) if k not in self._rows],{}
         if not todo: return bad
         free,needed = shutil.disk_usage(self.folder).free,len(todo)*self.n_bytes
-        if needed > free: raise ValueError(f"cache: {len(todo)} images need {needed>>20} MB, the disk of {str(self.folder)!r} has {free>>20} MB free")
+        if needed > free:
+            raise ValueError(f"cache: {len(todo)} images need {needed>>20} MB, the disk of {str(self.folder)!r} has {free>>20} MB free")
         def pixels(i):
             try: return np.asarray(read(i)).reshape(*self.shape[1:], -1).transpose(2,0,1)
             except Exception as e: bad[i] = _why(e)
         n = 1+max(self._rows.values(), default=-1)
-        with open(self.folder/'images.bin', 'ab') as f, open(self.folder/'images.jsonl', 'ab') as j, ThreadPoolExecutor(workers or defaults.cpus) as ex:
+        with (open(self.folder/'images.bin', 'ab') as f, open(self.folder/'images.jsonl', 'ab') as j,
+              ThreadPoolExecutor(workers or defaults.cpus) as ex):
             f.truncate(n*self.n_bytes); j.truncate(self.end)          # what a kill has left half written
             for part in progress_bar(chunked(todo, chunk), total=math.ceil(len(todo)/chunk), leave=False):
                 done = [(i,a) for i,a in zip(part, ex.map(pixels, part)) if a is not None]

@@ -210,7 +210,7 @@ def create_predictor_model(
 
 # %% ../nbs/02_layers.ipynb #493f140e
 class ClassifierModel(nn.Module):
-    "`encoder`, then the classifier `head`; a `frozen` encoder keeps its weights and its running statistics, whatever is done to the learner"
+    "`encoder`, then the classifier `head`; a `frozen` encoder keeps its weights and its running statistics, whatever is done"
     def __init__(self, encoder:nn.Module, head:nn.Module, frozen:bool=False):
         super().__init__()
         self.encoder,self.head,self.frozen = encoder,head,frozen
@@ -333,8 +333,8 @@ def export_onnx(
     model = (Normalized(encoder, stats) if stats else encoder).eval()
     x = torch.zeros(2, n_in, *check_size(size), device=next(encoder.parameters()).device)
     try:
-        torch.onnx.export(model, (x,), path, input_names=['images'], output_names=['features'], dynamo=True, verbose=False, external_data=False,
-                          dynamic_shapes=({0:torch.export.Dim('batch')},))
+        torch.onnx.export(model, (x,), path, input_names=['images'], output_names=['features'], dynamo=True, verbose=False,
+                          external_data=False, dynamic_shapes=({0:torch.export.Dim('batch')},))
     finally:
         for m,s in states.items(): m.training = s
     return path

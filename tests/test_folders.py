@@ -373,7 +373,7 @@ def test_classifier_from_other_places(messy, tmp_path):
         with clf.no_bar(), clf.no_logging(): clf.fit(1)
     with pytest.raises(ValueError, match='dls'): classifier_learner(enc)
     with pytest.raises(ValueError, match='no labels in it'): classifier_learner(simclr(quiet(folder_dls, messy, SIZE, num_workers=0)))
-    with pytest.raises(ValueError, match='layer_decay'): classifier_learner(create_encoder('xresnet18', False), labelled_dls(dls()), layerwise=True).create_opt()
+    with pytest.raises(ValueError, match='layerwise'): classifier_learner(create_encoder('xresnet18', False), labelled_dls(dls()), layerwise=True).create_opt()
 
 def test_layers_learn_at_their_own_rate(messy):
     enc = create_encoder('vit_tiny_patch16_224', False, img_size=32, depth=4)

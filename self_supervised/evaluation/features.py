@@ -97,7 +97,7 @@ def get_features(
     ds_idx:int|DataLoader|list|str|Path=1, # 0 is the training set, 1 the validation set of a learner; or a loader; or image files
     projected:bool=False, # What the projector of a learner's model makes of the features
     size:int|tuple|None=None, # Height and width of the images; None is that of the views in training
-    stats:tuple|None=None # (mean, std) per channel to normalise with; None is as in training, for an encoder that does not say it ImageNet's
+    stats:tuple|None=None # (mean, std) per channel to normalise with; None is as in training, or ImageNet's
 ) -> tuple: # Features (n, nf) and labels (n,), or None without labels, on the CPU
     "Encoder features of images without augmentation, normalised as the views are; several processes share a data set, and all get all"
     own = isinstance(learn, Learner)

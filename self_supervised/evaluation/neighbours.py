@@ -27,7 +27,8 @@ def nearest(
     if q.shape[1] != features.shape[1]:
         raise ValueError(f"query has features of width {q.shape[1]}, the images have {features.shape[1]}: use one encoder for both")
     n = k+(own is not None)
-    if not 1 <= k <= len(features)-(own is not None): raise ValueError(f"k must be between 1 and the number of other images, got {k!r} of {len(features)}")
+    most = len(features)-(own is not None)
+    if not 1 <= k <= most: raise ValueError(f"k must be between 1 and {most}, the number of images to find, got {k!r}")
     s,i = (_by_faiss if find_spec('faiss') and not features.is_cuda else _by_blocks)(features, q, n, block)
     if own is None: return s,i
     this = i == (own % len(features))[:,None].to(i.device)

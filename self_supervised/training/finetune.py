@@ -18,7 +18,7 @@ from ..layers import *
 def layer_splitter(m:nn.Module) -> L:
     "A parameter group for each layer of a timm encoder, from the first to the last, and one for the rest of the model"
     if not hasattr(m.encoder, 'group_matcher'):
-        raise ValueError(f"layer_decay: {type(m.encoder).__name__} does not name its layers, as timm's architectures do: use model_splitter")
+        raise ValueError(f"layerwise: {type(m.encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
     named = dict(m.encoder.named_parameters())
     groups = L(group_parameters(m.encoder, m.encoder.group_matcher(coarse=False)).items()).sorted(0).itemgot(1)
     own = {id(p) for p in named.values()}
@@ -49,12 +49,13 @@ def classifier_learner(
     "A learner that trains a classifier on a copy of a pretrained encoder"
     learn = pretrained if isinstance(pretrained, Learner) else None
     if dls is None and learn is None: raise ValueError("dls: an encoder has no images of its own, give the labelled ones")
-    if learn: encoder = get_model(learn.model).encoder
-    else: encoder = pretrained if isinstance(pretrained, nn.Module) else load_encoder(pretrained)
-    stats = (norm_stats(learner_norm(learn) or get_norm(learn.dls.valid.after_batch)) if learn else getattr(encoder, 'info', {}).get('stats'))
+    if learn: encoder,stats = get_model(learn.model).encoder,norm_stats(learner_norm(learn) or get_norm(learn.dls.valid.after_batch))
+    else:
+        encoder = pretrained if isinstance(pretrained, nn.Module) else load_encoder(pretrained)
+        stats = getattr(encoder, 'info', {}).get('stats')
     if dls is None:
         cb = first(learn._grab_cbs(SSLCallback))
-        if cb is None: raise ValueError("dls: the learner has no method whose labelled images and views could be used, give labelled images")
+        if cb is None: raise ValueError("dls: the learner has no method whose labelled images and views could be used, give them")
         dls = labelled_dls(learn.dls, getattr(cb, 'unsup_class_id', None), cb.aug1, bs, repeat)
     elif stats and not get_norm(dls.valid.after_batch): dls.add_tfms([NormalizeViews.from_stats(*stats, cuda=False)], 'after_batch')
     model = create_model(deepcopy(encoder), ifnone(n_out, get_c(dls)), frozen=frozen, lin_ftrs=list(lin_ftrs), ps=ps)

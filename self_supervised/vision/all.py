@@ -20,6 +20,7 @@ from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.big_batches import *
 from ..training.finetune import *
+from ..training.loggers import *
 from .simclr import *
 from .supcon import *
 from .moco import *
