@@ -225,7 +225,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
     def show(self, n:int=5, **kwargs) -> np.ndarray: # Axes (n, views)
         "`show_views` of `n` training images, as the loss sees them; training is not disturbed"
         with no_random_change():
-            dl = self.learn.dls.train
+            dl = getattr(self.learn.dls.train, 'dl', self.learn.dls.train)        # a `DistributedDL` holds the loader
             b = dl.new(num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
             return show_views(self.aug_pipelines, self.learn._set_device(b)[0][:n], **kwargs)
 

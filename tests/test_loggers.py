@@ -154,7 +154,7 @@ def test_tensorboard(tmp_path):
 def test_tensorboard_as_it_comes(tmp_path, name):
     "fastai would stop in the first epoch, or log nonsense; terms of the loss are curves, too"
     learn = make_method(name, cbs=[TensorBoardCallback(tmp_path/'runs')], path=tmp_path)
-    with pytest.warns(UserWarning, match='log_preds and trace_model'): fit(learn)
+    with pytest.warns(UserWarning, match='log_preds=False, trace_model=False'): fit(learn)
     assert learn.tensor_board.log_preds and learn.tensor_board.trace_model
     assert {'train_loss','valid_loss',*getattr(getattr(learn, name), 'term_names', ())} <= set(events(tmp_path/'runs').Tags()['scalars'])
 

@@ -40,8 +40,8 @@ def check_loggers(learn:Learner):
             raise ValueError(f"{name}: monitor={cb.monitor!r} is no column of the table, which has {', '.join(columns)}: choose one of "
                              "them, or add a metric, e.g. metrics=KNN()")
         if _is(cb, 'TensorBoardCallback') and cb.projector:
-            raise ValueError(f"{name}: projector=True needs one output and one label for each image, and the model has one output for each "
-                             "view: set projector=False, and add LogViews() for a map of the embedding")
+            raise ValueError(f"{name}: projector=True needs one output for each image, and the model has one for each view: set "
+                             "projector=False, and add LogViews() for a map of the embedding")
         if _is(cb, 'WandbCallback') and cb.log_model and not hasattr(learn, 'save_model'):
             raise ValueError(f"{name}: log_model=True uploads what SaveModelCallback saves, and the learner has none: add one, or give "
                              f"{name} to the Learner when it is made, which adds it")
@@ -56,8 +56,9 @@ def prepare_loggers(learn:Learner):
         off = [k for k in ('log_preds','trace_model') if _is(cb, *_loggers) and vars(cb).get(k)]
         for k in off: current_fit(learn).enter_context(replacing(cb, k, False))
         if off:
-            warn(f"{type(cb).__name__}: {' and '.join(off)} need a model that predicts something for an image, and are off in this fit: set "
-                 f"{', '.join(f'{k}=False' for k in off)} to be rid of this warning, and add LogViews() for pictures")
+            settings = ', '.join(f'{k}=False' for k in off)
+            warn(f"{type(cb).__name__}: a pretraining model has no predictions, so this fit runs with {settings}: set that yourself to be "
+                 "rid of this warning, and add LogViews() for pictures")
 
 @patch
 def before_fit(self:Recorder):
