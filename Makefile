@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos test soak chaos run docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -37,6 +37,9 @@ bench-training: .venv/.ready
 
 bench-data: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/data.py
+
+bench-settings: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/settings.py
 
 bench-photos: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/photos.py

@@ -6,7 +6,7 @@
 __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_view', 'check_size', 'get_batch_augs',
            'get_multi_aug_pipelines', 'get_asymmetric_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views',
            'make_views', 'assert_aug_pipelines', 'get_norm', 'decode_views', 'no_random_change', 'show_views',
-           'whole_views']
+           'whole_views', 'WholeViews']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
 import warnings
@@ -276,3 +276,9 @@ def whole_views(x:Tensor, # (B, C, H, W) in [0,1] or uint8
     if tuple(x.shape[-2:]) == tuple(size): return x
     with no_random_change(): crop = ViewAugs(size, (1.,1.), (size[1]/size[0],)*2).draw(x)
     return TensorImage(render(x.as_subclass(torch.Tensor), crop, size))
+
+class WholeViews(DisplayedTransform):
+    "`whole_views` of batches of images"
+    order = 5
+    def __init__(self, size:tuple): self.size = check_size(size)
+    def encodes(self, x:TensorImage): return whole_views(x, self.size) if x.ndim == 4 else x

@@ -20,6 +20,7 @@ from . import layers
 from .layers import compiled_in_place, tiled
 from .augmentations import *
 from .collectives import *
+from .images import FileTransform
 from .momentum import *
 from .processes import *
 
@@ -453,9 +454,11 @@ def learner_norm(learn:Learner) -> Normalize|None:
     return cb and get_norm(cb.aug_pipelines[0])
 
 def learner_size(learn:Learner) -> tuple|None:
-    "Height and width of the method's first view, if its pipeline says so"
+    "Height and width of the method's first view, or of the images that `labelled_dls` makes for validation"
     cb = first(learn._grab_cbs(SSLCallback))
-    return getattr(first(cb.aug_pipelines[0].fs), 'size', None) if cb else None
+    after = getattr(getattr(learn.dls, 'valid', None), 'after_batch', None)
+    fs = cb.aug_pipelines[0].fs[:1] if cb else [o for o in getattr(after, 'fs', []) if isinstance(o, WholeViews)]
+    return first(getattr(o, 'size', None) for o in fs)
 
 @patch
 def summary(self:Learner):
@@ -471,7 +474,8 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
     held = [(d, k, d.pop(k)) for k in names for d in (model._modules, model._buffers) if k in d]
     own = getattr(_fits.get(self), 'own', dict(loss_func=self.loss_func, metrics=self.metrics))      # in the middle of a fit
     try:
-        with replacing(self, 'loss_func', own['loss_func']), replacing(self, 'metrics', own['metrics']), \
+        with replacing(FileTransform, 'exporting', True), \
+             replacing(self, 'loss_func', own['loss_func']), replacing(self, 'metrics', own['metrics']), \
              replacing(model, '_kept', {k:v for k,v in kept(model).items() if k not in names}): self._orig_export(fname, **kwargs)
     finally:
         for d,k,v in held: d[k] = v
@@ -487,7 +491,7 @@ def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
 @patch
 def describe(self:SSLCallback):
     "Print what the method does: views, momentum encoder, queue, and its arguments with their values"
-    sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', ('?','?')))) for p in self.aug_pipelines)
+    sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', None) or ('?','?'))) for p in self.aug_pipelines)
     lines = {'views':', '.join(f"{n} of {s} pixels" for s,n in sizes.items()), 'trains':', '.join(self.parts)}
     if isinstance(self, TeacherCallback): lines['teacher'] = f"a momentum encoder that follows with m={self.m}"
     if isinstance(self, QueueMixin): lines['queue'] = f"{self.K} embeddings of earlier batches" if self.K else 'none'

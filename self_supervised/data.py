@@ -8,7 +8,8 @@ __all__ = ['no_label_names', 'digits_stats', 'digits_views', 'fashion_vocab', 'G
            'digits_dls', 'labelled_dls', 'read_idx', 'fashion_mnist_dls', 'sample_pictures', 'sample_photos']
 
 # %% ../nbs/06_data.ipynb #e30e90c7
-import gzip, PIL.Image
+import gzip, unicodedata, PIL.Image
+from xxhash import xxh3_64_intdigest
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from fastai.vision.all import *
@@ -100,25 +101,41 @@ def shared_dataloaders(self:DataBlock, source, share:float, unsup:str='unsup', b
 # %% ../nbs/06_data.ipynb #cbf97975
 no_label_names = '','unsup','unlabelled','unlabeled','unknown','none','nan','null'
 
-class GivenLabel(DisplayedTransform):
+class GivenLabel(FileTransform):
     "The label that is known of an item"
+    private = ('labels',)
     def __init__(self, labels:dict): store_attr()
-    def __getstate__(self): return dict(vars(self), labels={})        # none of the files goes into an export
-    def __deepcopy__(self, memo): return self
     def encodes(self, o): return self.labels[o]
+
+def _read_table(path):
+    "A CSV file as text, with commas or semicolons"
+    df = pd.read_csv(path, dtype=str)
+    return df if df.shape[1] > 1 else pd.read_csv(path, dtype=str, sep=';')
+
+def _plain(name):
+    "A path as it is compared: other systems write it with \\ or in other Unicode"
+    return unicodedata.normalize('NFC', os.path.normpath(str(name).replace('\\', '/')))
 
 def _table_labels(df, files, root, cols):
     "Label of each file from a column of names and one of labels"
-    if not isinstance(df, pd.DataFrame): df = pd.read_csv(df, dtype=str)
+    if not isinstance(df, pd.DataFrame): df = _read_table(df)
+    missing = [c for c in cols if (c not in df.columns if isinstance(c, str) else c >= df.shape[1])]
+    if missing: raise ValueError(f"cols: the table has no column {missing[0]!r}, only {list(df.columns)}")
     names,ys = (df[c] if isinstance(c, str) else df.iloc[:,c] for c in cols)
-    known,twice,res = {},set(),{}
+    paths,short = {_plain(p):f for f in files for p in (os.path.relpath(f, root), str(f), os.path.abspath(f))},{}
     for f in files:
-        for n in {os.path.relpath(f, root), f.name, f.stem}: (twice.add(n) if n in known else known.update({n:f}))
-    for n,y in zip(names.astype(str), ys):
-        if n in twice: raise ValueError(f"labels: {n!r} is the name of several files: give paths within {str(root)!r}")
-        if n in known: res[known[n]] = y
+        for n in {_plain(f.name), _plain(f.stem)}: short.setdefault(n, []).append(f)
+    def files_of(n): return [paths[n]] if n in paths else short.get(n, [])
+    if any(files_of(_plain(c)) for c in df.columns): raise ValueError(f"labels: the table needs a first line with names of columns, it has {list(df.columns)}")
+    res,lost = {},0
+    for n,y in zip(map(_plain, names), ys):
+        fs = files_of(n)
+        if len(fs) > 1: raise ValueError(f"labels: {n!r} is the name of several files: give paths within {str(root)!r}")
+        if fs and fs[0] in res and not (pd.isna(y) or res[fs[0]] == y): raise ValueError(f"labels: {n!r} has two labels, {res[fs[0]]!r} and {y!r}")
+        if fs: res[fs[0]] = y
+        else: lost += 1
     if not res: raise ValueError(f"labels: none of the names, e.g. {names.iloc[0]!r}, is a file in {str(root)!r}")
-    if len(res) < len(df): warn(f"labels: {len(df)-len(res)} of {len(df)} rows name no image of the folder that can be read")
+    if lost: warn(f"labels: {lost} of {len(df)} rows name no image of the folder that can be read")
     return res
 
 def _name(y):
@@ -140,7 +157,9 @@ def image_labels(
     elif labels == 'parent': found = {f:f.parent.name for f in files if f.parent != root}
     elif callable(labels): found = {f:labels(f) for f in files}
     else: raise ValueError(f"labels must be None, 'parent', a function, a CSV file or a data frame, got {labels!r}")
-    found = {f:_name(y) for f,y in found.items() if y is not None and y == y}
+    for f,y in found.items():
+        if is_listy(y) or isinstance(y, (dict,set,np.ndarray,Tensor)): raise ValueError(f"labels: {f} has {y!r}, which is no class")
+    found = {f:_name(y) for f,y in found.items() if not pd.isna(y)}
     found = {f:y for f,y in found.items() if y.lower() not in no_label}
     if not found: raise ValueError(f"labels: none of {len(files)} images has one; labels=None trains without")
     return {f:found.get(f, unsup) for f in files}
@@ -159,11 +178,11 @@ def split_files(
         if not any(out): raise ValueError(f"valid: no image is in a folder {valid!r} of {str(root)!r}")
     elif callable(valid): out = [bool(valid(f)) for f in files]
     elif isinstance(valid, float) and 0 < valid < 1:
-        rng,out = np.random.default_rng(seed),np.zeros(len(files), bool)
-        ys = np.array([labels[f] for f in files]) if labels else np.zeros(len(files))
+        order = np.argsort([xxh3_64_intdigest(os.fsencode(f'{seed}/{os.path.relpath(f, root)}')) for f in files])      # of each file, whatever others there are
+        ys,out = np.array([labels[f] for f in files]) if labels else np.zeros(len(files)),np.zeros(len(files), bool)
         for y in np.unique(ys):
-            idxs = np.flatnonzero(ys == y)
-            out[rng.permutation(idxs)[:round(len(idxs)*valid)]] = True
+            idxs = order[ys[order] == y]
+            out[idxs[:round(len(idxs)*valid)]] = True
     else: raise ValueError(f"valid must be a share between 0 and 1, the name of a folder or a function of the path, got {valid!r}")
     trn,val = (np.flatnonzero(np.array(out) == o).tolist() for o in (False,True))
     if not trn or not val: raise ValueError(f"valid={valid!r} leaves {len(trn)} images for training and {len(val)} for validation")
@@ -301,6 +320,8 @@ def labelled_dls(
     "The labelled images of `dls`, for training and validation: what fine-tuning needs"
     if len(getattr(dls.train_ds, 'tls', ())) < 2:
         raise ValueError("dls: there are no labels in it; folder_dls(labels=...) says where they are")
+    y = dls.train_ds.tls[-1][0]
+    if not isinstance(y, TensorCategory): raise ValueError(f"dls: labels must be one class for each image, got {type(y).__name__}")
     vocab = list(dls.vocab)
     unsup = vocab.index('unsup') if unsup_class_id is None and 'unsup' in vocab else unsup_class_id
     cat = Categorize([o for i,o in enumerate(vocab) if i != unsup], sort=False)
@@ -311,10 +332,11 @@ def labelled_dls(
         tls = [tl._new(tl._get(idxs*repeat), split_idx=split_idx) for tl in ds.tls[:-1]]
         return Datasets(tls=[*tls, TfmdLists([vocab[ys[i]] for i in idxs*repeat], cat, split_idx=split_idx)], n_inp=ds.n_inp)
     trn,val = labelled('training', dls.train_ds, 0, repeat),labelled('validation', dls.valid_ds, 1)
-    norm = get_norm(aug) or get_norm(dls.valid.after_batch)
+    norm,size = get_norm(aug) or get_norm(dls.valid.after_batch),getattr(first(getattr(aug, 'fs', [])), 'size', None)
+    whole = [ToImageBatch(), *([WholeViews(size)] if size else []), *L(norm)]
     first_bs = dict(bs=min(bs, len(trn)), shuffle=True, drop_last=True)
     return DataLoaders(dls.train.new(trn, cls=GatherDL, after_batch=ifnone(aug, dls.train.after_batch), **first_bs),
-                       dls.valid.new(val, cls=GatherDL, after_batch=Pipeline([ToImageBatch(), *L(norm)])), path=dls.path, device=dls.device)
+                       dls.valid.new(val, cls=GatherDL, after_batch=Pipeline(whole)), path=dls.path, device=dls.device)
 
 # %% ../nbs/06_data.ipynb #5f0cfbd7
 def read_idx(path:str|Path) -> np.ndarray:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['image_exts', 'find_images', 'to_8bit', 'resized', 'read_image', 'unreadable', 'readable', 'report_unreadable',
-           'file_key', 'ImageCache', 'ReadImage']
+           'file_key', 'ImageCache', 'FileTransform', 'ReadImage']
 
-# %% ../nbs/09_images.ipynb #1ea1e084
-import json, PIL.Image
+# %% ../nbs/09_images.ipynb #71cb823e
+import json, stat, PIL.Image
 from concurrent.futures import ThreadPoolExecutor
 from PIL import ImageOps
 from fastprogress import progress_bar
@@ -20,26 +20,44 @@ from .augmentations import check_size
 # %% ../nbs/09_images.ipynb #93159c22
 image_exts = '.jpg','.jpeg','.png','.webp','.bmp','.tif','.tiff'
 
+_other_images = '.heic','.heif','.avif','.gif','.jp2','.jxl','.psd','.cr2','.cr3','.nef','.dng','.arw'      # which PIL, or the network, needs more for
+
+def _scan(folder, exts, found, others):
+    "Put the images in `folder` into `found`, count other files in `others`; its subfolders, and those that are links"
+    subs,links = [],[]
+    try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
+    except OSError as e:
+        warn(f"{folder} cannot be looked into and is left out: {e}")
+        return subs,links
+    for o in entries:
+        if o.name.startswith('.'): continue
+        ext = os.path.splitext(o.name)[1].lower()
+        try: is_dir = o.is_dir()
+        except OSError: is_dir = False                               # a link to itself
+        if is_dir: (links if o.is_symlink() else subs).append(o.path)
+        elif ext in exts: found.append(o.path)
+        else: others[ext or 'no ending'] += 1
+    return subs,links
+
 def find_images(
     path:str|Path, # Folder, searched with all its subfolders
-    exts:tuple=image_exts # Endings of image files, in lower case
+    exts:tuple=image_exts # Endings of image files
 ) -> list: # `Path`s, in order of their names
-    "Image files in a folder, without hidden ones"
+    "Image files in a folder, without hidden ones; a folder that is reached by several ways is named by the one without links"
     if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}")
-    found,others,seen,todo = [],Counter(),set(),[str(path)]
-    while todo:
-        folder = todo.pop()
+    exts = tuple(o.lower() for o in L(exts))
+    found,others,seen,todo,links = [],Counter(),set(),[str(path)],[]
+    while todo or links:
+        folder = todo.pop() if todo else links.pop(0)
         if (real := os.path.realpath(folder)) in seen: continue
         seen.add(real)
-        with os.scandir(folder) as entries:
-            for o in entries:
-                if o.name.startswith('.'): continue
-                if o.is_dir(): todo.append(o.path)
-                elif (ext := os.path.splitext(o.name)[1].lower()) in exts: found.append(o.path)
-                else: others[ext or 'no ending'] += 1
+        more,linked = _scan(folder, exts, found, others)
+        todo += more; links += linked
     if not found:
         raise ValueError(f"path: there is no image in {str(path)!r}, only files with {dict(others) or 'no name'}; "
                          f"exts={exts} are the endings that are looked for")
+    left = {k:n for k,n in others.items() if k in _other_images}
+    if left: warn(f"{sum(left.values())} images of other formats are left out: {left}. Convert them, or install what lets PIL read them and pass exts=")
     return [Path(o) for o in sorted(found)]
 
 # %% ../nbs/09_images.ipynb #8909b90d
@@ -90,6 +108,7 @@ def _why(e:Exception) -> str:
 def unreadable(path:str|Path) -> str|None: # The reason, or None
     "Why an image file cannot be read, if its first and last bytes say so and decoding agrees"
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode): return 'no regular file'
         with open(path, 'rb') as f:
             size = f.seek(0, 2)
             if not size: return 'empty'
@@ -120,10 +139,13 @@ def report_unreadable(bad:dict, n:int, on_error:str='skip'):
     warn(f"{len(bad)} of {n} files cannot be read and are left out: {names}")
 
 # %% ../nbs/09_images.ipynb #dca58a4e
-def file_key(path:Path, root:Path) -> tuple: # (name, bytes, time in ns)
-    "What a file is known by: its path within `root`, size and time of change"
-    s = os.stat(path)
-    return (os.path.relpath(path, root),s.st_size,s.st_mtime_ns)
+def file_key(path:Path, root:Path) -> tuple: # (name, bytes, time in ns, hash)
+    "What a file is known by: its path within `root`, size, time of change, and a hash of its beginning and end"
+    with open(path, 'rb') as f:
+        s = os.fstat(f.fileno())
+        part = f.read(4096)
+        f.seek(max(s.st_size-4096, 0))
+        return (os.path.relpath(path, root),s.st_size,s.st_mtime_ns,xxh3_64_hexdigest(part+f.read()))
 
 class ImageCache:
     "Images of one shape, decoded once into a memory map in the folder `path`"
@@ -137,9 +159,9 @@ class ImageCache:
         name = json.dumps(how, sort_keys=True, default=str)
         self.folder = Path(path)/f"{'x'.join(map(str, self.shape))}-{xxh3_64_hexdigest(name.encode())[:8]}"
         self.n_bytes = int(np.prod(self.shape))
-        self._rows,self.images = None,None
+        self._rows,self._images = None,None
 
-    def __getstate__(self): return {**vars(self), '_rows':None, 'images':None}      # a place on disk, not its contents
+    def __getstate__(self): return {**vars(self), '_rows':None, '_images':None}      # a place on disk, not its contents
     def __deepcopy__(self, memo): return self
 
     @property
@@ -147,6 +169,11 @@ class ImageCache:
         "Where the images are, as the journal says"
         if self._rows is None: self.open()
         return self._rows
+    @property
+    def images(self) -> np.ndarray: # (n, C, H, W) uint8
+        "All images, mapped into memory"
+        if self._images is None: self.open()
+        return self._images
 
     def open(self):
         "Read the journal and map the images"
@@ -158,7 +185,7 @@ class ImageCache:
             row,*key = json.loads(line)
             self.end += len(line)
             if row < n: self._rows[tuple(key)] = row
-        self.images = np.memmap(pixels, np.uint8, 'r', shape=(n,*self.shape)).view(np.ndarray) if n else np.empty((0,*self.shape), np.uint8)
+        self._images = np.memmap(pixels, np.uint8, 'r', shape=(n,*self.shape)).view(np.ndarray) if n else np.empty((0,*self.shape), np.uint8)
 
     def image(self, row:int) -> PIL.Image.Image:
         "The image in a row"
@@ -174,6 +201,8 @@ def add(self:ImageCache,
     chunk:int=256 # Images that are decoded before they are written
 ) -> dict: # Why images are missing, by their place in `keys`
     "Decode and write the images that are not there yet"
+    self.open()
+    if all(k in self._rows for k in keys): return {}                    # nothing to write, which may not be allowed
     self.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(self.folder/'lock'):
         self.open()
@@ -199,9 +228,16 @@ def add(self:ImageCache,
         self.open()
     return bad
 
-# %% ../nbs/09_images.ipynb #c1d8ddf3
-class ReadImage(DisplayedTransform):
+# %% ../nbs/09_images.ipynb #9f126fee
+class FileTransform(DisplayedTransform):
+    "A transform that knows the files of its data set, in the attributes `private`; `Learner.export` leaves these out"
+    exporting,private = False,()
+    def __getstate__(self): return {**vars(self), **({k:type(getattr(self, k))() for k in self.private} if FileTransform.exporting else {})}
+    def __deepcopy__(self, memo): return self
+
+class ReadImage(FileTransform):
     "From a file, or an image, to an image of one size, see `read_image`; out of `cache` if it is there"
+    private = 'may_skip','told','found'
     input_types = str,Path,PIL.Image.Image,np.ndarray,Tensor,bytes
     def __init__(self,
         size:int|tuple, method:str='crop', n_in:int=3, white:float|None=None, # As in `read_image`
@@ -214,12 +250,11 @@ class ReadImage(DisplayedTransform):
         size = check_size(size)
         store_attr(but='files')
         self.may_skip,self.told,self.found = set(files),set(),{}
-    def __getstate__(self): return dict(vars(self), may_skip=set(), told=set(), found={})     # none of the files goes into an export
-    def __deepcopy__(self, memo): return self
 
     def read(self, o):
         if isinstance(o, (str,Path)): return read_image(o, self.size, self.method, self.n_in, self.white)
-        return resized(to_8bit(PILImage.create(o), self.n_in, self.white), self.size, self.method)
+        im = ImageOps.exif_transpose(o) if isinstance(o, PIL.Image.Image) else PILImage.create(o)
+        return resized(to_8bit(im, self.n_in, self.white), self.size, self.method)
     def file(self, item) -> Path:
         "The file of an item"
         return item

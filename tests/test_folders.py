@@ -113,6 +113,37 @@ def test_links_and_loops(tmp_path):
     good,bad = quiet(readable, found)
     assert [o.name for o in good] == ['0.jpg','1.jpg'] and 'FileNotFoundError' in first(bad.values())
 
+def test_the_real_name_of_a_folder(tmp_path):
+    "A link does not rename a class; what cannot be looked into, or is no regular file, is left out"
+    for k in kinds:
+        (tmp_path/k).mkdir()
+        for i in range(6): picture(k, i).save(tmp_path/k/f'{i}.png')
+    (tmp_path/'aaa').symlink_to(tmp_path/'disc'); (tmp_path/'round.jpg').symlink_to(tmp_path/'round.jpg')
+    os.mkfifo(tmp_path/'pipe.jpg'); (tmp_path/'phone.heic').touch()
+    with pytest.warns(UserWarning, match="1 images of other formats are left out: {'.heic': 1}"):
+        dls = folder_dls(tmp_path, SIZE, labels='parent', bs=4, num_workers=0)
+    assert list(dls.vocab) == sorted(kinds) and {o.name for o in dls.left_out} == {'round.jpg','pipe.jpg'}
+    assert len(find_images(tmp_path, ('.PNG',))) == 12
+
+def test_two_folders_in_one_cache(tmp_path):
+    "Files of the same name, size and time are different files"
+    def folder(name, colour):
+        (tmp_path/name).mkdir()
+        for i in range(8):
+            PIL.Image.new('RGB', (8,8), colour).save(tmp_path/name/f'{i}.bmp'); os.utime(tmp_path/name/f'{i}.bmp', (1e9,1e9))
+        return folder_dls(tmp_path/name, 8, bs=2, cache=tmp_path/'c').one_batch()[0].mean((0,2,3)).tolist()
+    assert folder('red', 'red') == [1,0,0] and folder('blue', 'blue') == [0,0,1]
+
+def test_the_same_images_are_held_out(tmp_path):
+    "Whatever is cached, and as far as possible whatever comes later"
+    for i in range(40): picture('disc', i).save(tmp_path/f'{i}.png')
+    b = bytearray((tmp_path/'7.png').read_bytes()); b[200:400] = bytes(200); (tmp_path/'7.png').write_bytes(b)
+    held = lambda **kw: {o.name for o in quiet(folder_dls, tmp_path, SIZE, bs=4, num_workers=0, **kw).valid_ds.items}
+    a = held()
+    assert len(a - held(cache=tmp_path/'.c')) <= 1
+    for i in range(40, 50): picture('disc', i).save(tmp_path/f'{i}.png')
+    assert len(a - held()) <= 3
+
 def test_broken_in_the_middle(tmp_path):
     "What only decoding finds is skipped in training with one warning, left out of a cache, and raises elsewhere"
     for i in range(30): picture(kinds[i%2], i).save(tmp_path/f'{i:02}.png')
@@ -124,6 +155,8 @@ def test_broken_in_the_middle(tmp_path):
     assert len(told) == 1
     with pytest.warns(UserWarning, match='1 of 30 files cannot be read'): cached = folder_dls(tmp_path, SIZE, bs=4, cache=tmp_path/'.c')
     assert list(cached.left_out) == [bad] and len(names(cached)) == 29
+    learn = simclr(dls)
+    with pytest.raises(ValueError, match='1 of .* images could not be read'): quiet(get_features, learn, int(bad in dls.valid_ds.items))
     with pytest.raises(OSError, match='07.png cannot be read'): folder_dls(tmp_path, SIZE, bs=24, num_workers=0, valid=lambda o: o.stem > '23', on_error='raise').one_batch()
     enc = create_encoder('test_resnet', False)
     with pytest.warns(UserWarning, match='07.png'): assert len(embed(enc, tmp_path, size=SIZE)) == 29
@@ -147,6 +180,20 @@ def test_labels(messy):
     with pytest.raises(ValueError, match='none of the names'): quiet(folder_dls, messy, SIZE, labels=pd.DataFrame([('zzz.jpg','x')]))
     with pytest.raises(ValueError, match='none of 84 images has one'): quiet(folder_dls, messy, SIZE, labels=lambda o: 'unknown')
     with pytest.raises(ValueError, match="labels must be None"): quiet(folder_dls, messy, SIZE, labels='folders')
+    for odd in (rows.assign(file='./'+rows.file), rows.assign(file=rows.file.str.replace('/', '\\')), rows.assign(file=[str(messy/o) for o in rows.file])):
+        assert list(quiet(folder_dls, messy, SIZE, labels=odd).vocab) == ['round','striped','unsup']
+    rows.to_csv(messy/'excel.csv', index=False, sep=';'); rows.to_csv(messy/'bare.csv', index=False, header=False)
+    assert list(quiet(folder_dls, messy, SIZE, labels=messy/'excel.csv').vocab) == ['round','striped','unsup']
+    with pytest.raises(ValueError, match='first line with names of columns'): quiet(folder_dls, messy, SIZE, labels=messy/'bare.csv')
+    with pytest.raises(ValueError, match='has two labels'): quiet(folder_dls, messy, SIZE, labels=pd.concat([rows, rows.assign(what='x')]))
+    with pytest.raises(ValueError, match='which is no class'): quiet(folder_dls, messy, SIZE, labels=lambda o: ['x','y'])
+    with pytest.raises(ValueError, match='no column'): quiet(folder_dls, messy, SIZE, labels=rows[['file']])
+    numbers = pd.DataFrame(dict(file=[f'disc/{i:02}.jpg' for i in range(20)], what=[1,2]*9+[None]*2))
+    for df in (numbers, numbers.convert_dtypes()): assert list(quiet(folder_dls, messy, SIZE, labels=df).vocab) == ['1','2','unsup']
+    picture('disc', 5).save(messy/'03.jpg')
+    both = quiet(folder_dls, messy, SIZE, labels=pd.DataFrame([('03.jpg','root'),('disc/03.jpg','deep')]))       # a whole path is no short name
+    assert list(both.vocab) == ['deep','root','unsup']
+    (messy/'03.jpg').unlink()
     with pytest.warns(UserWarning, match='1 of 24 rows name no image'): folder_dls(messy, SIZE, labels=pd.concat([rows, pd.DataFrame([dict(file='zzz', what='x')])]))
 
 def test_what_is_held_out(messy):
@@ -305,6 +352,9 @@ def test_first_hour(messy, tmp_path):
     assert len(df) == n_good and pd.read_parquet(tmp_path/'e.parquet').equals(df)
     npz = quiet(embed, learn.model.encoder, messy, tmp_path/'e.npz', size=SIZE) is not None and np.load(tmp_path/'e.npz')
     assert npz['features'].shape == (n_good, 512) and len(npz['files']) == n_good
+    assert (show_nearest(df.sort_values('f0').file, torch.tensor(df.sort_values('f0').filter(regex='f[0-9]').to_numpy()), [0], k=1)[0,0].images[0].get_array()
+            == np.asarray(read_image(df.sort_values('f0').file.iloc[0]))).all()
+    assert len(quiet(embed, learn, messy/'disc', tmp_path/'new'/'e.npz')) == len(get_features(learn, messy/'disc')[0]) == 20
     with pytest.raises(ValueError, match='.parquet or .npz'): embed(learn, messy, 'e.txt')
     with pytest.raises(ValueError, match='get_features or embed'): quiet(learn.predict, messy/'disc'/'00.jpg')
     learn.export('pretrained.pkl'); learn.save_encoder(tmp_path/'enc.safetensors')
@@ -319,7 +369,7 @@ a.to_pickle(sys.argv[1]+'/a.pkl'); b.to_pickle(sys.argv[1]+'/b.pkl')
     a,b = (pd.read_pickle(tmp_path/f'{o}.pkl').set_index('file') for o in 'ab')
     want = df.set_index('file').loc[a.index]
     assert len(a) == 20 and np.allclose(a, want, atol=1e-4) and a.index.equals(b.index)
-    assert (torch.cosine_similarity(torch.tensor(b.values), torch.tensor(want.values)) > .98).all()        # files read at the views' size
+    assert (torch.cosine_similarity(torch.tensor(b.values), torch.tensor(want.values)) > .95).all()        # files read at the views' size
 
 def test_some_labels_to_prediction(messy, tmp_path):
     "SupCon with unlabelled images, a probe that is frozen, fine-tuning, export, prediction in a new process"
@@ -339,7 +389,13 @@ def test_some_labels_to_prediction(messy, tmp_path):
     with tuned.no_bar(), tuned.no_logging(): tuned.fine_tune(8, 5e-3)
     assert tuned.final_record[-1] >= .75
     assert all(torch.equal(v, before[k]) for k,v in learn.model.encoder.state_dict().items())
+    x = get_features(tuned)[0]                                               # as it is validated: at the size of the views, normalised
+    assert torch.allclose(x, get_features(tuned, tuned.dls.valid_ds.items)[0], atol=1e-4)
+    assert tuned.dls.valid.one_batch()[0].shape[2:] == tuned.dls.one_batch()[0].shape[2:] == (24,24)
+    again = pickle.loads(pickle.dumps(tuned.dls.train_ds))                   # as workers that are spawned get it
+    assert torch.equal(ToTensor()(again[3][0]), ToTensor()(tuned.dls.train_ds[3][0])) and again[3][1] == tuned.dls.train_ds[3][1]
     tuned.export('classifier.pkl')
+    assert (tmp_path/'classifier.pkl').read_bytes().count(b'unlabelled/') == 0
     images_module.shutil.rmtree(tmp_path/'c')
     code = "import sys,warnings; warnings.simplefilter('ignore')\nfrom self_supervised.vision.all import *\nprint(load_learner(sys.argv[1]).predict(sys.argv[2])[2].tolist())"
     out = subprocess.run([sys.executable,'-c',code,tmp_path/'classifier.pkl',messy/'disc'/'03.jpg'], check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -371,6 +427,9 @@ def test_classifier_from_other_places(messy, tmp_path):
         norm = get_norm(clf.dls.valid.after_batch)
         assert norm is not None and abs(float(norm.mean.flatten()[0])-.4) < 1e-5 and clf.dls.one_batch()[0].min() < -1
         with clf.no_bar(), clf.no_logging(): clf.fit(1)
+    with pytest.raises(ValueError, match="'unsup' is no class"): classifier_learner(enc, dls())
+    mine = labelled_dls(dls()); classifier_learner(path, mine)
+    assert get_norm(mine.valid.after_batch) is None                         # the user's own loaders stay what they are
     with pytest.raises(ValueError, match='dls'): classifier_learner(enc)
     with pytest.raises(ValueError, match='no labels in it'): classifier_learner(simclr(quiet(folder_dls, messy, SIZE, num_workers=0)))
     with pytest.raises(ValueError, match='layerwise'): classifier_learner(create_encoder('xresnet18', False), labelled_dls(dls()), layerwise=True).create_opt()

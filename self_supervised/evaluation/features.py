@@ -8,6 +8,7 @@ __all__ = ['knn_predict', 'knn_accuracy', 'norm_stats', 'get_features', 'learner
 
 # %% ../../nbs/70_evaluation.features.ipynb #5716090d
 from contextlib import nullcontext
+from importlib.util import find_spec
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, whole_views
@@ -42,20 +43,23 @@ def knn_accuracy(bank, y, x, targ, k:int=20, temp:float=0.07) -> float:
 # %% ../../nbs/70_evaluation.features.ipynb #3f8080f8
 def _file_loader(files, size, n_in, reader=None, bs=64, may_skip=False):
     "Loader of (image, number of its file)"
-    files = [Path(o) for o in L(files)]
+    files = find_images(files) if isinstance(files, (str,Path)) and Path(files).is_dir() else [Path(o) for o in L(files)]
+    if size is None and not reader: raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
     reader = ReadImage(getattr(reader, 'size', size), getattr(reader, 'method', 'crop'), n_in, getattr(reader, 'white', None),
                        files=files if may_skip else ())
     dsets = Datasets(list(enumerate(files)), [[ItemGetter(1), reader], [ItemGetter(0)]])
     return TfmdDL(dsets, bs=bs, num_workers=0 if len(files) < 512 else None, after_item=[ToTensor], after_batch=[IntToFloatTensor])
 
-def _channels(encoder): return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
+def _channels(encoder):
+    "Channels of the images that `encoder` takes; 3 for one without convolutions"
+    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4) or 3
 
 def _whole_loader(dl, W=1, r=0, ds=None):
     "`dl`, or a loader of `ds` like it: all items in order, or those of process `r` of `W`"
     dl = getattr(dl, 'dl', dl)                                                  # a `DistributedDL` holds the loader
     ds = ifnone(ds, dl.dataset)
     idxs = range(r, len(ds), W)
-    if hasattr(dl, 'new'): return dl.new(ds, shuffle=False, drop_last=False, get_idxs=lambda: idxs)
+    if hasattr(dl, 'new'): return dl.new(ds, shuffle=False, drop_last=False, get_idxs=partial(list, idxs))
     kw = dict(batch_size=dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
     return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), **kw)
 
@@ -63,6 +67,7 @@ def _whole_loader(dl, W=1, r=0, ds=None):
 def _run(f, dl, device, size=None, norm=None):
     "Outputs of `f` in evaluation mode for the images of `dl`, and what else its batches hold"
     ds,states,feats,ys = dl.dataset,{m:m.training for m in f.modules()},[],[]
+    if get_norm(getattr(dl, 'after_batch', None)): norm = None                  # the loader does it
     f.eval()
     try:
         with ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
@@ -81,7 +86,8 @@ def _run(f, dl, device, size=None, norm=None):
 # %% ../../nbs/70_evaluation.features.ipynb #a1562fc5
 def _how_trained(learn, size, stats):
     "Size and normalisation that `learn`, a learner or an encoder, was trained with, unless they are given"
-    if isinstance(learn, Learner): size,norm = ifnone(size, learner_size(learn)),learner_norm(learn)
+    if isinstance(learn, Learner):
+        size,norm = ifnone(size, learner_size(learn)),learner_norm(learn) or get_norm(getattr(learn.dls.valid, 'after_batch', None))
     else:
         info = getattr(learn, 'info', {})
         size,own = ifnone(size, info.get('size')),ifnone(info.get('stats'), imagenet_stats if _channels(learn) == 3 else None)
@@ -94,7 +100,7 @@ def norm_stats(norm:Normalize|None) -> tuple|None:
 
 def get_features(
     learn:Learner|nn.Module, # A learner, or an encoder; `nn.Flatten()` gives raw pixels
-    ds_idx:int|DataLoader|list|str|Path=1, # 0 is the training set, 1 the validation set of a learner; or a loader; or image files
+    ds_idx:int|DataLoader|list|str|Path=1, # 0 is the training set, 1 the validation set of a learner; or a loader; or image files or a folder
     projected:bool=False, # What the projector of a learner's model makes of the features
     size:int|tuple|None=None, # Height and width of the images; None is that of the views in training
     stats:tuple|None=None # (mean, std) per channel to normalise with; None is as in training, or ImageNet's
@@ -107,8 +113,8 @@ def get_features(
     size,norm = _how_trained(learn, size, stats)
     if not isinstance(ds_idx, int):
         files = not hasattr(ds_idx, 'dataset')
-        dl = _file_loader(ds_idx, size, _channels(f), own and learner_reader(learn)) if files else _whole_loader(ds_idx)
-        if get_norm(getattr(dl, 'after_batch', None)): norm = None
+        dl = _file_loader(ds_idx, size, _channels(f), own and learner_reader(learn)) if files else ds_idx
+        if hasattr(dl, 'new'): dl = _whole_loader(dl)
         x,y = _run(f, dl, device, size, norm)
         return x.cpu(),None if files or y is None else y.cpu()
     if not own: raise ValueError(f"ds_idx={ds_idx}: an encoder has no data sets, give it a DataLoader or image files")
@@ -116,6 +122,10 @@ def get_features(
     if W > 1: share_buffers(dict(f.named_buffers()))        # BatchNorm's running statistics, as DDP does before its next forward
     ds = learn.dls[ds_idx].dataset
     x,y = _run(f, _whole_loader(learn.dls.valid, W, r, ds), device, size, norm)
+    n = sum(all_sizes(len(x), x.device)) if W > 1 else len(x)
+    if n != len(ds):
+        raise ValueError(f"{len(ds)-n} of {len(ds)} images could not be read, so that features would not be in the order of the images: "
+                         "make the loaders anew with folder_dls(cache=...), which leaves such files out, or use embed")
     if W > 1:
         order = torch.cat([torch.arange(o, len(ds), W) for o in range(W)]).argsort().to(x.device)
         x,y = gather(x)[order],y if y is None else gather(y)[order]
@@ -138,16 +148,16 @@ def embed(
     "Features of image files"
     to = to and Path(to)
     if to and to.suffix not in ('.parquet','.npz'): raise ValueError(f"to must end in .parquet or .npz, got {str(to)!r}")
+    if to and to.suffix == '.parquet' and not find_spec('pyarrow'): raise ImportError("to: a .parquet file needs pyarrow, .npz does not")
+    if to: to.parent.mkdir(parents=True, exist_ok=True)
     files = find_images(paths) if isinstance(paths, (str,Path)) and Path(paths).is_dir() else [Path(o) for o in L(paths)]
     files,_ = readable(files, on_error)
     own = isinstance(encoder, Learner)
     f = get_model(encoder.model).encoder if own else encoder
     size,norm = _how_trained(encoder, size, stats)
-    if size is None and not (own and learner_reader(encoder)):
-        raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
     dl = _file_loader(files, size, _channels(f), own and learner_reader(encoder), bs, on_error == 'skip')
     x,i = _run(f, dl, next(f.parameters()).device, size, norm)
-    df = pd.concat([pd.DataFrame({'file':[str(files[o]) for o in i]}), pd.DataFrame(x.cpu().numpy()).add_prefix('f')], axis=1)
+    df = pd.concat([pd.DataFrame({'file':[os.fsencode(files[o]).decode('utf-8', 'backslashreplace') for o in i]}), pd.DataFrame(x.cpu().numpy()).add_prefix('f')], axis=1)
     if to and to.suffix == '.parquet': df.to_parquet(to)
     elif to: np.savez(to, files=df.file.to_numpy(str), features=x.cpu().numpy())
     return df
@@ -216,7 +226,8 @@ def spread(z:Tensor # (n, d) embeddings
 def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax=None):
     "t-SNE map of at most `n` images' features, coloured by class if they have one; returns the axis"
     x,y = get_features(learn, ds_idx)
-    x,y = F.normalize(x[:n], dim=1).numpy(),np.zeros(min(n, len(x))) if y is None else y[:n].numpy()
+    drawn = np.random.default_rng(seed).permutation(len(x))[:n]
+    x,y = F.normalize(x[drawn], dim=1).numpy(),np.zeros(len(drawn)) if y is None else y[drawn].numpy()
     z = TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(x)
     if ax is None: ax = plt.subplots(figsize=(5,5))[1]
     vocab,classes = getattr(learn.dls, 'vocab', None),np.unique(y).astype(int)

@@ -63,6 +63,7 @@ def show_nearest(
     **kwargs # Passed to `subplots`
 ) -> np.ndarray: # Axes (queries, 1+k)
     "Queries and the images that are nearest to them"
+    images,labels = (o.tolist() if isinstance(o, pd.Series) else o for o in (images, labels))
     n = len(features)
     if len(images) != n: raise ValueError(f"features are of {n} images, but there are {len(images)} images: both must have the same order")
     if isinstance(query, int): query = np.random.default_rng(seed).permutation(n)[:query].tolist()

@@ -33,6 +33,12 @@ def layer_lrs(
     if not 0 < decay <= 1: raise ValueError(f"decay must be above 0 and at most 1, got {decay!r}")
     return slice(lr*decay**(len(layer_splitter(model))-1), lr)
 
+def _normalized(dls, stats):
+    "Loaders like `dls` that normalise their batches as well"
+    norm = NormalizeViews.from_stats(*stats, cuda=False)
+    loaders = [dl.new(after_batch=Pipeline([*dl.after_batch.fs, norm])) for dl in dls.loaders]
+    return DataLoaders(*loaders, path=dls.path, device=dls.device)
+
 @delegates(Learner, but='dls,model,loss_func,splitter')
 def classifier_learner(
     pretrained:Learner|nn.Module|str|Path, # A pretraining learner, an encoder, or the file of one
@@ -57,7 +63,8 @@ def classifier_learner(
         cb = first(learn._grab_cbs(SSLCallback))
         if cb is None: raise ValueError("dls: the learner has no method whose labelled images and views could be used, give them")
         dls = labelled_dls(learn.dls, getattr(cb, 'unsup_class_id', None), cb.aug1, bs, repeat)
-    elif stats and not get_norm(dls.valid.after_batch): dls.add_tfms([NormalizeViews.from_stats(*stats, cuda=False)], 'after_batch')
+    elif 'unsup' in L(getattr(dls, 'vocab', None)): raise ValueError("dls: 'unsup' is no class to be told apart: give labelled_dls(dls)")
+    elif stats and not get_norm(dls.valid.after_batch): dls = _normalized(dls, stats)
     model = create_model(deepcopy(encoder), ifnone(n_out, get_c(dls)), frozen=frozen, lin_ftrs=list(lin_ftrs), ps=ps)
     return Learner(dls, model, ifnone(loss_func, CrossEntropyLossFlat()), splitter=layer_splitter if layerwise else model_splitter,
                    metrics=metrics, **kwargs)

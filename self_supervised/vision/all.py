@@ -21,6 +21,7 @@ from ..training.checkpoint import *
 from ..training.big_batches import *
 from ..training.finetune import *
 from ..training.loggers import *
+from ..training.settings import Suggestion, suggest
 from .simclr import *
 from .supcon import *
 from .moco import *
