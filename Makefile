@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings test soak chaos run docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -40,6 +40,9 @@ bench-data: .venv/.ready
 
 bench-settings: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/settings.py
+
+bench-segmentation: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/segmentation.py
 
 bench-photos: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/photos.py

@@ -20,6 +20,7 @@ from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.big_batches import *
 from ..training.finetune import *
+from ..training.segmentation import *
 from ..training.loggers import *
 from ..training.settings import Suggestion, suggest
 from .simclr import *
