@@ -94,7 +94,9 @@ class ViewAugs(DisplayedTransform):
 
     def encodes(self, x:Tensor): return x if x.ndim != 4 else self.apply(x, self.draw(x))
     @property
-    def name(self): return '\n'.join([f"a view of {' × '.join(map(str, self.size))} pixels", *(f'  {k:<10} {v}' for k,v in self.ops().items())])
+    def name(self):
+        ops = [f'  {k:<10} {v}' for k,v in self.ops().items()]
+        return '\n'.join([f"a view of {' × '.join(map(str, self.size))} pixels", *ops])
 
     def ops(self) -> dict:
         "What is done to an image: operations, their strengths, and the share p of images that they are done to"

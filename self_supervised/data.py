@@ -126,13 +126,15 @@ def _table_labels(df, files, root, cols):
     for f in files:
         for n in {_plain(f.name), _plain(f.stem)}: short.setdefault(n, []).append(f)
     def files_of(n): return [paths[n]] if n in paths else short.get(n, [])
-    if any(files_of(_plain(c)) for c in df.columns): raise ValueError(f"labels: the table needs a first line with names of columns, it has {list(df.columns)}")
+    if any(files_of(_plain(c)) for c in df.columns):
+        raise ValueError(f"labels: the table needs a first line with names of columns, it has {list(df.columns)}")
     res,lost = {},0
     for n,y in zip(map(_plain, names), ys):
         fs = files_of(n)
         if len(fs) > 1: raise ValueError(f"labels: {n!r} is the name of several files: give paths within {str(root)!r}")
-        if fs and fs[0] in res and not (pd.isna(y) or res[fs[0]] == y): raise ValueError(f"labels: {n!r} has two labels, {res[fs[0]]!r} and {y!r}")
-        if fs: res[fs[0]] = y
+        old = res.get(fs[0]) if fs else None
+        if not (pd.isna(old) or pd.isna(y) or old == y): raise ValueError(f"labels: {n!r} has two labels, {old!r} and {y!r}")
+        if fs: res[fs[0]] = old if pd.isna(y) else y
         else: lost += 1
     if not res: raise ValueError(f"labels: none of the names, e.g. {names.iloc[0]!r}, is a file in {str(root)!r}")
     if lost: warn(f"labels: {lost} of {len(df)} rows name no image of the folder that can be read")
@@ -178,7 +180,8 @@ def split_files(
         if not any(out): raise ValueError(f"valid: no image is in a folder {valid!r} of {str(root)!r}")
     elif callable(valid): out = [bool(valid(f)) for f in files]
     elif isinstance(valid, float) and 0 < valid < 1:
-        order = np.argsort([xxh3_64_intdigest(os.fsencode(f'{seed}/{os.path.relpath(f, root)}')) for f in files])      # of each file, whatever others there are
+        names = [f'{seed}/{os.path.relpath(f, root)}' for f in files]
+        order = np.argsort([xxh3_64_intdigest(os.fsencode(o)) for o in names])   # whatever other files there are
         ys,out = np.array([labels[f] for f in files]) if labels else np.zeros(len(files)),np.zeros(len(files), bool)
         for y in np.unique(ys):
             idxs = order[ys[order] == y]

@@ -20,7 +20,7 @@ from .augmentations import check_size
 # %% ../nbs/09_images.ipynb #93159c22
 image_exts = '.jpg','.jpeg','.png','.webp','.bmp','.tif','.tiff'
 
-_other_images = '.heic','.heif','.avif','.gif','.jp2','.jxl','.psd','.cr2','.cr3','.nef','.dng','.arw'      # which PIL, or the network, needs more for
+_other_images = '.heic','.heif','.avif','.gif','.jp2','.jxl','.psd','.cr2','.cr3','.nef','.dng','.arw'
 
 def _scan(folder, exts, found, others):
     "Put the images in `folder` into `found`, count other files in `others`; its subfolders, and those that are links"
@@ -57,7 +57,9 @@ def find_images(
         raise ValueError(f"path: there is no image in {str(path)!r}, only files with {dict(others) or 'no name'}; "
                          f"exts={exts} are the endings that are looked for")
     left = {k:n for k,n in others.items() if k in _other_images}
-    if left: warn(f"{sum(left.values())} images of other formats are left out: {left}. Convert them, or install what lets PIL read them and pass exts=")
+    if left:
+        warn(f"{sum(left.values())} images of other formats are left out: {left}. Convert them, or install what lets PIL read them and "
+             "pass exts=")
     return [Path(o) for o in sorted(found)]
 
 # %% ../nbs/09_images.ipynb #8909b90d
@@ -185,7 +187,8 @@ class ImageCache:
             row,*key = json.loads(line)
             self.end += len(line)
             if row < n: self._rows[tuple(key)] = row
-        self._images = np.memmap(pixels, np.uint8, 'r', shape=(n,*self.shape)).view(np.ndarray) if n else np.empty((0,*self.shape), np.uint8)
+        shape = (n,*self.shape)
+        self._images = np.memmap(pixels, np.uint8, 'r', shape=shape).view(np.ndarray) if n else np.empty(shape, np.uint8)
 
     def image(self, row:int) -> PIL.Image.Image:
         "The image in a row"

@@ -44,7 +44,8 @@ def knn_accuracy(bank, y, x, targ, k:int=20, temp:float=0.07) -> float:
 def _file_loader(files, size, n_in, reader=None, bs=64, may_skip=False):
     "Loader of (image, number of its file)"
     files = find_images(files) if isinstance(files, (str,Path)) and Path(files).is_dir() else [Path(o) for o in L(files)]
-    if size is None and not reader: raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
+    if size is None and not reader:
+        raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
     reader = ReadImage(getattr(reader, 'size', size), getattr(reader, 'method', 'crop'), n_in, getattr(reader, 'white', None),
                        files=files if may_skip else ())
     dsets = Datasets(list(enumerate(files)), [[ItemGetter(1), reader], [ItemGetter(0)]])
@@ -100,7 +101,7 @@ def norm_stats(norm:Normalize|None) -> tuple|None:
 
 def get_features(
     learn:Learner|nn.Module, # A learner, or an encoder; `nn.Flatten()` gives raw pixels
-    ds_idx:int|DataLoader|list|str|Path=1, # 0 is the training set, 1 the validation set of a learner; or a loader; or image files or a folder
+    ds_idx:int|DataLoader|list|str|Path=1, # 0 is a learner's training set, 1 its validation set; or a loader; or image files, or a folder
     projected:bool=False, # What the projector of a learner's model makes of the features
     size:int|tuple|None=None, # Height and width of the images; None is that of the views in training
     stats:tuple|None=None # (mean, std) per channel to normalise with; None is as in training, or ImageNet's
@@ -157,7 +158,8 @@ def embed(
     size,norm = _how_trained(encoder, size, stats)
     dl = _file_loader(files, size, _channels(f), own and learner_reader(encoder), bs, on_error == 'skip')
     x,i = _run(f, dl, next(f.parameters()).device, size, norm)
-    df = pd.concat([pd.DataFrame({'file':[os.fsencode(files[o]).decode('utf-8', 'backslashreplace') for o in i]}), pd.DataFrame(x.cpu().numpy()).add_prefix('f')], axis=1)
+    names = [os.fsencode(files[o]).decode('utf-8', 'backslashreplace') for o in i]               # not all names are text
+    df = pd.concat([pd.Series(names, name='file'), pd.DataFrame(x.cpu().numpy()).add_prefix('f')], axis=1)
     if to and to.suffix == '.parquet': df.to_parquet(to)
     elif to: np.savez(to, files=df.file.to_numpy(str), features=x.cpu().numpy())
     return df
