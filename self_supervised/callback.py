@@ -250,8 +250,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
     def after_step(self): pass                                       # where the mixins' `super` ends
     def before_validate(self):
         if self.learn._grab_cbs(GatherPredsCallback):
-            raise ValueError("get_preds: a pretraining model has no prediction for an image. For features use get_features or embed, which "
-                             "also take an exported learner; for classes make a classifier_learner of it")
+            raise ValueError("get_preds: a pretraining model has no prediction: use get_features or embed, for classes classifier_learner")
     @property
     def pct(self) -> float:
         "Share of training that is done; 1 in a validation outside of a fit"
