@@ -289,7 +289,10 @@ def test_interrupt_while_decoding(messy, tmp_path, monkeypatch):
         if n[0] == 30: os.kill(os.getpid(), signal.SIGINT)
         return real(p, *a)
     monkeypatch.setattr(images_module, 'read_image', interrupted)
-    with pytest.raises(KeyboardInterrupt): quiet(folder_dls, messy, SIZE, cache=tmp_path/'c')
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)            # which pytest's workers ignore
+    try:
+        with pytest.raises(KeyboardInterrupt): quiet(folder_dls, messy, SIZE, cache=tmp_path/'c')
+    finally: signal.signal(signal.SIGINT, old)
     assert len(quiet(folder_dls, messy, SIZE, cache=tmp_path/'c').train_ds) > 60
 
 def test_disk_full(messy, tmp_path, monkeypatch):

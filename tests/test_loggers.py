@@ -58,6 +58,11 @@ def events(folder):
     return log
 def curve(log, tag): return {o.step:o.value for o in log.Scalars(tag)}
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    "None of other tests'"
+    plt.close('all')
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     for k,v in dict(MODE='offline', DIR=str(tmp_path), SILENT='true', CONSOLE='off').items(): monkeypatch.setenv(f'WANDB_{k}', v)
