@@ -103,18 +103,19 @@ no_label_names = '','unsup','unlabelled','unlabeled','unknown','none','nan','nul
 
 class GivenLabel(FileTransform):
     "The label that is known of an item"
-    private = ('labels',)
+    private,input_types = ('labels',),(str,Path)
     def __init__(self, labels:dict): store_attr()
     def encodes(self, o): return self.labels[o]
 
 def _read_table(path):
-    "A CSV file as text, with commas or semicolons"
+    "A CSV file, with commas or semicolons, or a sheet of Excel, as text"
+    if Path(path).suffix.lower() in ('.xlsx','.xls'): return pd.read_excel(path, dtype=str)
     df = pd.read_csv(path, dtype=str)
     return df if df.shape[1] > 1 else pd.read_csv(path, dtype=str, sep=';')
 
 def _plain(name):
     "A path as it is compared: other systems write it with \\ or in other Unicode"
-    return unicodedata.normalize('NFC', os.path.normpath(str(name).replace('\\', '/')))
+    return unicodedata.normalize('NFC', os.path.normpath(str(name).strip().replace('\\', '/')))
 
 def _table_labels(df, files, root, cols):
     "Label of each file from a column of names and one of labels"
@@ -136,13 +137,18 @@ def _table_labels(df, files, root, cols):
         if not (pd.isna(old) or pd.isna(y) or old == y): raise ValueError(f"labels: {n!r} has two labels, {old!r} and {y!r}")
         if fs: res[fs[0]] = old if pd.isna(y) else y
         else: lost += 1
-    if not res: raise ValueError(f"labels: none of the names, e.g. {names.iloc[0]!r}, is a file in {str(root)!r}")
+    if not res:
+        raise ValueError(f"labels: none of the names, e.g. {names.iloc[0]!r}, is a file in {str(root)!r}, e.g. "
+                         f"{os.path.relpath(files[0], root)!r}. cols=(names, labels) says which of the columns {list(df.columns)} to take")
+    if tuple(cols) == (0,1) and df.shape[1] > 2:
+        warn(f"labels: the table has the columns {list(df.columns)}; names are taken from the first and labels from the second, unless "
+             "cols=(names, labels) says otherwise")
     if lost: warn(f"labels: {lost} of {len(df)} rows name no image of the folder that can be read")
     return res
 
 def _name(y):
     "A label as text; where some are missing, pandas makes floats of whole numbers"
-    return str(int(y) if isinstance(y, float) and y.is_integer() else y).strip()
+    return re.sub(r'^(-?\d+)\.0$', r'\1', str(y).strip())
 
 def image_labels(
     files:list, # Image files
@@ -154,16 +160,20 @@ def image_labels(
 ) -> dict|None: # Label of each file
     "Labels of image files; None if there are none"
     if labels is None: return
-    if isinstance(labels, pd.DataFrame) or isinstance(labels, (str,Path)) and str(labels).lower().endswith('.csv'):
+    if isinstance(labels, pd.DataFrame) or isinstance(labels, (str,Path)) and str(labels).lower().endswith(('.csv','.xlsx','.xls')):
         found = _table_labels(labels, files, root, cols)
     elif labels == 'parent': found = {f:f.parent.name for f in files if f.parent != root}
     elif callable(labels): found = {f:labels(f) for f in files}
-    else: raise ValueError(f"labels must be None, 'parent', a function, a CSV file or a data frame, got {labels!r}")
+    else: raise ValueError(f"labels must be None, 'parent', a function, a CSV or Excel file or a data frame, got {labels!r}")
     for f,y in found.items():
         if is_listy(y) or isinstance(y, (dict,set,np.ndarray,Tensor)): raise ValueError(f"labels: {f} has {y!r}, which is no class")
     found = {f:_name(y) for f,y in found.items() if not pd.isna(y)}
     found = {f:y for f,y in found.items() if y.lower() not in no_label}
     if not found: raise ValueError(f"labels: none of {len(files)} images has one; labels=None trains without")
+    counts = Counter(found.values())
+    alone = sum(n == 1 for n in counts.values())
+    if alone > 1 and alone > len(counts)/2:
+        warn(f"labels: {alone} of {len(counts)} classes have one image, e.g. {first(counts)!r}: are these labels?")
     return {f:found.get(f, unsup) for f in files}
 
 # %% ../nbs/06_data.ipynb #5e8d0ce1
@@ -172,6 +182,7 @@ def split_files(
     root:Path, # Their folder
     valid:float|str|Callable=.2, # As in `folder_dls`
     labels:dict|None=None, # Label of each file: every class is split alike
+    unsup:str='unsup', # The label that is none
     seed:int=42
 ) -> tuple: # Indices for training and for validation
     "Which images are held out"
@@ -185,17 +196,20 @@ def split_files(
         ys,out = np.array([labels[f] for f in files]) if labels else np.zeros(len(files)),np.zeros(len(files), bool)
         for y in np.unique(ys):
             idxs = order[ys[order] == y]
-            out[idxs[:round(len(idxs)*valid)]] = True
+            least = int(labels is not None and y != unsup and len(idxs) > 1)                 # or no figure could be had of the class
+            out[idxs[:max(round(len(idxs)*valid), least)]] = True
     else: raise ValueError(f"valid must be a share between 0 and 1, the name of a folder or a function of the path, got {valid!r}")
     trn,val = (np.flatnonzero(np.array(out) == o).tolist() for o in (False,True))
     if not trn or not val: raise ValueError(f"valid={valid!r} leaves {len(trn)} images for training and {len(val)} for validation")
+    for name,idxs in (('training',trn), ('validation',val)):
+        if labels and all(labels[files[i]] == unsup for i in idxs): warn(f"valid={valid!r}: no image for {name} has a label")
     return trn,val
 
 @delegates(Datasets.dataloaders, but='shuffle_train,dl_type,dl_kwargs,val_shuffle,n')
 def folder_dls(
     path:str|Path, # Folder of the images, searched with all its subfolders
     size:int|tuple=128, # Height and width of the images
-    labels:str|Path|pd.DataFrame|Callable|None=None, # 'parent', a function of the path, a CSV file or a data frame; None if there are none
+    labels:str|Path|pd.DataFrame|Callable|None=None, # 'parent', a function of the path, a table (CSV, Excel, data frame); None for none
     bs:int=64, # Images per batch
     cache:str|Path|None=None, # Folder for the decoded images; None decodes the files in every epoch
     valid:float|str|Callable=.2, # What is held out: a share, the images in folders of that name, or those for which a function is true
@@ -208,6 +222,8 @@ def folder_dls(
     **kwargs
 ) -> DataLoaders: # With the dictionary `left_out`: why files were left out
     "DataLoaders of a folder of images, with labels, some labels or none"
+    if share is not None and labels is None:
+        raise ValueError(f"share={share!r}: there are no labels to share; labels= says where they are")
     path = Path(path)
     files,bad = readable(find_images(path, exts), on_error)
     how = dict(method=method, white=white)
@@ -221,7 +237,7 @@ def folder_dls(
     if lbls:
         vocab = sorted(set(lbls.values())-{unsup}) + [unsup]*(unsup in lbls.values())
         tfms.append([GivenLabel(lbls), Categorize(vocab, sort=False)])
-    splits = split_files(files, path, valid, lbls, seed)
+    splits = split_files(files, path, valid, lbls, unsup, seed)
     if bs > len(splits[0]): raise ValueError(f"bs={bs} is more than the {len(splits[0])} images for training: choose a smaller one")
     dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL)
     if cache is not None: kwargs = {'num_workers':0, **kwargs}
@@ -331,9 +347,13 @@ def labelled_dls(
     def labelled(name, ds, split_idx, repeat=1):
         ys = [int(y) for y in ds.tls[-1]]
         idxs = [i for i,y in enumerate(ys) if y != unsup]
-        if not idxs: raise ValueError(f"unsup_class_id={unsup}: no image of the {name} set has another label")
+        if not idxs:
+            raise ValueError(f"unsup_class_id={unsup}: no image of the {name} set has another label; label more, or hold out others")
         tls = [tl._new(tl._get(idxs*repeat), split_idx=split_idx) for tl in ds.tls[:-1]]
-        return Datasets(tls=[*tls, TfmdLists([vocab[ys[i]] for i in idxs*repeat], cat, split_idx=split_idx)], n_inp=ds.n_inp)
+        items,names = _items(tls[0]),[vocab[ys[i]] for i in idxs*repeat]
+        if not all(isinstance(o, Path) for o in items): labels = TfmdLists(names, cat, split_idx=split_idx)
+        else: labels = TfmdLists(items, [GivenLabel(dict(zip(items, names))), cat], split_idx=split_idx)
+        return Datasets(tls=[*tls, labels], n_inp=ds.n_inp)
     trn,val = labelled('training', dls.train_ds, 0, repeat),labelled('validation', dls.valid_ds, 1)
     norm,size = get_norm(aug) or get_norm(dls.valid.after_batch),getattr(first(getattr(aug, 'fs', [])), 'size', None)
     whole = [ToImageBatch(), *([WholeViews(size)] if size else []), *L(norm)]

@@ -190,6 +190,15 @@ def test_labels(messy):
     with pytest.raises(ValueError, match='no column'): quiet(folder_dls, messy, SIZE, labels=rows[['file']])
     numbers = pd.DataFrame(dict(file=[f'disc/{i:02}.jpg' for i in range(20)], what=[1,2]*9+[None]*2))
     for df in (numbers, numbers.convert_dtypes()): assert list(quiet(folder_dls, messy, SIZE, labels=df).vocab) == ['1','2','unsup']
+    wide = rows.assign(who='Al')[['file','who','what']]
+    with pytest.warns(UserWarning, match="cols="): folder_dls(messy, SIZE, labels=wide)
+    assert list(quiet(folder_dls, messy, SIZE, labels=wide, cols=('file','what')).vocab) == ['round','striped','unsup']
+    with pytest.warns(UserWarning, match='20 of 20 classes have one image'): folder_dls(messy, SIZE, labels=rows[:20].assign(what=[f'{i}.5' for i in range(20)]))
+    numbers.to_csv(messy/'numbers.csv', index=False)
+    assert list(quiet(folder_dls, messy, SIZE, labels=messy/'numbers.csv').vocab) == ['1','2','unsup']
+    few = quiet(folder_dls, messy, SIZE, labels=rows.iloc[[0,1]])                                           # one of two labels is held out
+    assert Counter(y(few.valid_ds))['round'] == Counter(y(few.train_ds))['round'] == 1
+    with pytest.warns(UserWarning, match='no image for validation has a label'): folder_dls(messy, SIZE, labels=rows.iloc[:1])
     picture('disc', 5).save(messy/'03.jpg')
     both = quiet(folder_dls, messy, SIZE, labels=pd.DataFrame([('03.jpg','root'),('disc/03.jpg','deep')]))       # a whole path is no short name
     assert list(both.vocab) == ['deep','root','unsup']
@@ -205,7 +214,7 @@ def test_what_is_held_out(messy):
         with pytest.raises(ValueError, match='valid'): quiet(folder_dls, messy, SIZE, valid=bad)
 
 @pytest.mark.parametrize('kw,msg', [(dict(size=0),'size'), (dict(size='big'),'size'), (dict(method='stretch'),'method'), (dict(n_in=4),'n_in'), (dict(on_error='ignore'),'on_error'),
-                                    (dict(labels='parent', share=2),'share'), (dict(bs=500),'bs=500'), (dict(exts=('.heic',)),'no image')])
+                                    (dict(labels='parent', share=2),'share'), (dict(share=.5),'no labels to share'), (dict(bs=500),'bs=500'), (dict(exts=('.heic',)),'no image')])
 def test_bad_arguments(messy, kw, msg):
     with pytest.raises(ValueError, match=msg): quiet(folder_dls, messy, **{'size':SIZE, **kw})
 
@@ -397,6 +406,8 @@ def test_some_labels_to_prediction(messy, tmp_path):
     assert tuned.dls.valid.one_batch()[0].shape[2:] == tuned.dls.one_batch()[0].shape[2:] == (24,24)
     again = pickle.loads(pickle.dumps(tuned.dls.train_ds))                   # as workers that are spawned get it
     assert torch.equal(ToTensor()(again[3][0]), ToTensor()(tuned.dls.train_ds[3][0])) and again[3][1] == tuned.dls.train_ds[3][1]
+    test = tuned.dls.test_dl(tuned.dls.valid_ds.items, with_labels=True)      # what fastai's pictures of the largest losses ask for
+    assert [int(o) for o in test.dataset.tls[1]] == [int(o) for o in tuned.dls.valid_ds.tls[1]]
     tuned.export('classifier.pkl')
     assert (tmp_path/'classifier.pkl').read_bytes().count(b'unlabelled/') == 0
     images_module.shutil.rmtree(tmp_path/'c')
