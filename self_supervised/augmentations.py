@@ -150,6 +150,8 @@ def get_batch_augs(
 ) -> Pipeline: # `Pipeline(..., split_idx=0)`
     "A pipeline that makes one view of every image of a batch"
     size,least = check_size(size),1e-6
+    if not rotate and (rotate_deg,rotate_p) != (30,.3): warn("rotate_deg and rotate_p are without effect: give rotate=True as well")
+    if not bw and bw_p != .2: warn("bw_p is without effect: give bw=True as well")
     _check_numbers('resize_scale', resize_scale, 2, least, 1.)
     _check_numbers('resize_ratio', resize_ratio, 2, least)
     _check_numbers('blur_s', blur_s, 2)

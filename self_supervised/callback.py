@@ -488,6 +488,10 @@ def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
 
 # %% ../nbs/05_callback.ipynb #0596cfe5
 @patch
+def trivial_loss(self:SSLCallback, y, *yb) -> float|None:
+    "Loss of a batch with these labels for embeddings that say nothing about the images; `None` if there is no such value"
+
+@patch
 def describe(self:SSLCallback):
     "Print what the method does: views, momentum encoder, queue, and its arguments with their values"
     sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', None) or ('?','?'))) for p in self.aug_pipelines)

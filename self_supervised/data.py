@@ -237,6 +237,9 @@ def folder_dls(
     if lbls:
         vocab = sorted(set(lbls.values())-{unsup}) + [unsup]*(unsup in lbls.values())
         tfms.append([GivenLabel(lbls), Categorize(vocab, sort=False)])
+    if share is not None and unsup not in lbls.values():
+        raise ValueError(f"share={share!r}: every image has a label, so there are none to share a batch with: leave share out, or put "
+                         f"unlabelled images into a folder named {unsup!r}")
     splits = split_files(files, path, valid, lbls, unsup, seed)
     if bs > len(splits[0]): raise ValueError(f"bs={bs} is more than the {len(splits[0])} images for training: choose a smaller one")
     dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL)

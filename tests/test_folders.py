@@ -473,3 +473,20 @@ def test_encoder_elsewhere(tmp_path):
         got = onnxruntime.InferenceSession(onnx).run(None, {'images':x.numpy()})[0]
         assert np.allclose(got, want, atol=1e-3), arch
     with pytest.raises(ValueError, match='size=None'): export_onnx(create_encoder('resnet10t', False), tmp_path/'e.onnx')
+
+def test_an_argument_without_its_switch_is_said():
+    for f in (get_simclr_aug_pipelines, get_supcon_aug_pipelines):
+        with pytest.warns(UserWarning, match='rotate=True'): f(32, rotate_deg=180)
+    with pytest.warns(UserWarning, match='bw=True'): get_simclr_aug_pipelines(32, bw=False, bw_p=1.)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        get_simclr_aug_pipelines(32, rotate=True, rotate_deg=180, bw_p=1.)
+
+def test_no_such_folder_and_nothing_to_share(tmp_path):
+    encoder = create_encoder('resnet10t', False)
+    for o in ('photoz','photos/no.tif'):
+        with pytest.raises(ValueError, match='no file or folder'): embed(encoder, tmp_path/o, size=32)
+    for c in 'ab':
+        (tmp_path/c).mkdir()
+        for i in range(6): PIL.Image.new('RGB', (40,40), (i*40,0,0)).save(tmp_path/c/f'{i}.png')
+    with pytest.raises(ValueError, match='every image has a label'): folder_dls(tmp_path, 32, labels='parent', bs=2, share=.5)

@@ -10,7 +10,6 @@ __all__ = ['knn_predict', 'knn_accuracy', 'norm_stats', 'get_features', 'learner
 from contextlib import nullcontext
 from importlib.util import find_spec
 from sklearn.linear_model import LogisticRegression
-from sklearn.manifold import TSNE
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from fastai.vision.all import *
@@ -45,9 +44,15 @@ def knn_accuracy(bank, y, x, targ, k:int=20, temp:float=0.07, top:int=1) -> floa
     return (knn_predict(bank, y, x, k, temp, top).view(len(targ), -1) == targ[:,None]).any(1).float().mean().item()
 
 # %% ../../nbs/70_evaluation.features.ipynb #3f8080f8
+def _files(paths):
+    "Images of a folder, or the files themselves"
+    if not isinstance(paths, (str,Path)): return [Path(o) for o in L(paths)]
+    if not Path(paths).exists(): raise ValueError(f"paths: there is no file or folder {str(paths)!r}")
+    return find_images(paths) if Path(paths).is_dir() else [Path(paths)]
+
 def _file_loader(files, size, n_in, reader=None, bs=64, may_skip=False):
     "Loader of (image, number of its file)"
-    files = find_images(files) if isinstance(files, (str,Path)) and Path(files).is_dir() else [Path(o) for o in L(files)]
+    files = _files(files)
     if size is None and not reader:
         raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
     reader = ReadImage(getattr(reader, 'size', size), getattr(reader, 'method', 'crop'), n_in, getattr(reader, 'white', None),
@@ -95,7 +100,8 @@ def _how_trained(learn, size, stats):
         size,norm = ifnone(size, learner_size(learn)),learner_norm(learn) or get_norm(getattr(learn.dls.valid, 'after_batch', None))
     else:
         info = getattr(learn, 'info', {})
-        size,own = ifnone(size, info.get('size')),ifnone(info.get('stats'), imagenet_stats if _channels(learn) == 3 else None)
+        size,own = ifnone(size, info.get('size')),info.get('stats')
+        if own is None and first(learn.parameters()) is not None and _channels(learn) == 3: own = imagenet_stats
         norm = own and NormalizeViews.from_stats(*own, cuda=False)
     return size and check_size(size),NormalizeViews.from_stats(*stats, cuda=False) if stats else norm
 
@@ -157,8 +163,7 @@ def embed(
     if to and to.suffix not in ('.parquet','.npz'): raise ValueError(f"to must end in .parquet or .npz, got {str(to)!r}")
     if to and to.suffix == '.parquet' and not find_spec('pyarrow'): raise ImportError("to: a .parquet file needs pyarrow, .npz does not")
     if to: to.parent.mkdir(parents=True, exist_ok=True)
-    files = find_images(paths) if isinstance(paths, (str,Path)) and Path(paths).is_dir() else [Path(o) for o in L(paths)]
-    files,_ = readable(files, on_error)
+    files,_ = readable(_files(paths), on_error)
     own = isinstance(encoder, Learner)
     f = get_model(encoder.model).encoder if own else encoder
     size,norm = _how_trained(encoder, size, stats)
@@ -304,15 +309,5 @@ def spread(z:Tensor # (n, d) embeddings
 # %% ../../nbs/70_evaluation.features.ipynb #3355ebf1
 def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax=None):
     "t-SNE map of at most `n` images' features, coloured by class if they have one; returns the axis"
-    x,y = get_features(learn, ds_idx)
-    drawn = np.random.default_rng(seed).permutation(len(x))[:n]
-    x,y = F.normalize(x[drawn], dim=1).numpy(),np.zeros(len(drawn)) if y is None else y[drawn].numpy()
-    z = TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(x)
-    if ax is None: ax = plt.subplots(figsize=(5,5))[1]
-    vocab,classes = getattr(learn.dls, 'vocab', None),np.unique(y).astype(int)
-    for c in classes:
-        color = plt.cm.tab20(c%20) if c > 9 else plt.cm.tab10(c)
-        ax.scatter(*z[y==c].T, s=8, label=str(c if vocab is None else vocab[c]), color=color)
-    ax.set(xticks=[], yticks=[])
-    if len(classes) > 1: ax.legend(fontsize=7, markerscale=2, loc='best')
-    return ax
+    from self_supervised.evaluation.pictures import plot_map                   # which stands on this page
+    return plot_map(*get_features(learn, ds_idx), 'tsne', getattr(learn.dls, 'vocab', None), n=n, seed=seed, ax=ax)

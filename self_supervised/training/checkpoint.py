@@ -324,7 +324,8 @@ class Resumed(Callback):
             diff = [f"{k} {v} there, {here[k]} here" for k,v in s['plan'].items() if v != here[k]]
             if diff:
                 raise ValueError(f"resume: {self.source} is of another fit: {'; '.join(diff)}. "
-                                 "Call learn.resume again, then the same fit with the same data on as many processes")
+                                 "Call learn.resume again, then the same fit with the same data on as many processes; "
+                                 "or leave learn.resume out for a new training, with a Checkpoint in another folder")
             self.load()
             for e,row in enumerate(s.get('recorder', {}).get('values', [])):
                 learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))

@@ -16,6 +16,10 @@ from ..images import *
 from ..data import *
 from ..evaluation.features import *
 from ..evaluation.neighbours import *
+from ..evaluation.health import *
+from ..evaluation.alarms import Alarm, Alarms
+from ..evaluation.protocol import *
+from ..evaluation.pictures import *
 from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.big_batches import *

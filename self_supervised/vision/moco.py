@@ -51,6 +51,9 @@ class MOCO(KeyQueueCallback):
         super().__init__(aug_pipelines, print_augs)
         store_attr('K,batch_negs,symmetric,alpha,kind'); self.m,self.temp = check_momentum(m),check_temp(temp)
 
+    def trivial_loss(self, keys, *yb):
+        negs = len(keys)*self.batch_negs + self.K - self.batch_negs
+        return None if self.kind == 'bce' else math.log1p(ifnone(self.alpha, negs))
     def lf(self, pred, keys, labels, *more):
         args = (self.emb_queue, self.temp, self.batch_negs, self.alpha, self.kind)
         ks = (keys,*more)
@@ -78,4 +81,5 @@ class MOCOV3(TeacherCallback):
         if self.freeze_patch_embed:
             for p in get_model(self.learn.model).encoder.patch_embed.parameters(): p.grad = None
 
+    def trivial_loss(self, y, *yb): return 4*self.temp*math.log(len(y))
     def lf(self, pred, y, k): return moco_v3(pred[0], k, self.temp)

@@ -39,6 +39,9 @@ class SimCLR(SSLCallback):
         if sigma is not None and not (decoupled and sigma > 0): raise ValueError(f"sigma must be > 0, with decoupled=True, got {sigma!r}")
         store_attr('decoupled,sigma'); self.temp = check_temp(temp)
 
+    def trivial_loss(self, y, *yb):
+        n = len(y)*self.n_views
+        return math.log(max(n-2, 1)) + (3 if self.sigma else 2)/self.temp if self.decoupled else math.log(n-1)
     def lf(self, pred, *yb):
         if not self.decoupled: return nt_xent(pred, self.temp, self.n_views)
         if len(pred) < 4: return pred.sum()*0         # a last validation batch of one image has no negatives

@@ -28,4 +28,5 @@ def get_simsiam_aug_pipelines(size:int|tuple, resize_scale:tuple=(.2,1.), rotate
 class SimSiam(SSLCallback):
     "SimSiam (2011.10566): predict the other view's projection, whose gradient is stopped"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
+    def trivial_loss(self, y, *yb): return 0.
     def lf(self, pred, *yb): return simsiam(*pred, self.n_views)

@@ -31,6 +31,7 @@ class UnsupMethod:
 
 class PartlyLabelled:
     "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
+    term_names = ('unsup','sup')
     def setup_labels(self, unsup_class_id, unsup_method, reg_lambda, temp):
         if unsup_method not in (UnsupMethod.All, UnsupMethod.Only):
             raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
@@ -63,7 +64,10 @@ class PartlyLabelled:
         "Which images have no label"
         return torch.zeros_like(yb, dtype=torch.bool) if self.unsup_class_id is None else yb == self.unsup_class_id
 
-    def lf(self, pred, *yb): return self.unsup_lf(pred, *yb) + self.reg_lambda*self.sup_lf(pred, *yb)
+    def lf(self, pred, *yb):
+        unsup,sup = self.unsup_lf(pred, *yb),self.sup_lf(pred, *yb)
+        self.terms = dict(unsup=unsup.detach(), sup=sup.detach())
+        return unsup + self.reg_lambda*sup
 
 # %% ../../nbs/11_vision.supcon.ipynb #b19c2399
 class SupCon(PartlyLabelled, SSLCallback):
@@ -81,6 +85,11 @@ class SupCon(PartlyLabelled, SSLCallback):
         self.setup_labels(unsup_class_id, unsup_method, reg_lambda, temp)
 
     _remove_diag = staticmethod(remove_diag)
+
+    def trivial_loss(self, y, *yb):
+        unlabelled = int(self.unsup_mask(y).sum())
+        n,labelled = len(y) if self.unsup_method == UnsupMethod.All else unlabelled,len(y)-unlabelled
+        return sum(w*math.log(o*self.n_views-1) for w,o in ((1, n), (self.reg_lambda, labelled)) if o)
 
     def unsup_lf(self, pred, yb):
         "NT-Xent of all images, or of the unlabelled ones"
@@ -110,6 +119,12 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
         super().__init__(aug_pipelines, print_augs)
         self.setup_labels(unsup_class_id, unsup_method, reg_lambda, temp)
         self.K,self.m = K,check_momentum(m)
+
+    def trivial_loss(self, keys, y, *yb):
+        unlabelled,known = int(self.unsup_mask(y).sum()),int((~self.unsup_mask(self.queue.real[1])).sum())
+        n,labelled = len(y)+self.K,len(y)-unlabelled
+        if self.unsup_method == UnsupMethod.Only: n = (unlabelled + int(self.unsup_mask(self.label_queue).sum()))*(unlabelled > 0)
+        return (math.log(n) if n else 0.) + (self.reg_lambda*math.log(labelled+known) if labelled else 0.)
 
     def unsup_lf(self, pred, key_embs, labels):
         "InfoNCE among the batch's keys, then the queue's; with `Only`, of unlabelled queries among unlabelled candidates"

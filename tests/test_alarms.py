@@ -1,0 +1,105 @@
+"Alarms disturb nothing, speak when something is wrong, and only then."
+import math
+import PIL.Image, numpy as np, pytest, torch
+from torch import nn
+from test_methods import METHODS, each, fit, image, make, make_dls, same, state
+from self_supervised.evaluation.alarms import Alarm, Alarms, where_nan
+from fastai.vision.all import (Callback, Categorize, CrossEntropyLossFlat, DataLoaders, Datasets, IntToFloatTensor, Learner, PILImage, TensorImage, TfmdDL, ToTensor, apply, first)
+from self_supervised.callback import SSLCallback
+
+def names(learn): return [o.name for o in learn.alarms.raised]
+def items(xs, ys=None): return [(x,torch.tensor(y)) for x,y in zip(xs, ys or [0,1]*len(xs))]
+def loaders(trn, val=None, bs=8): return DataLoaders(*[TfmdDL(o, bs=bs, num_workers=0, shuffle=i == 0) for i,o in enumerate((trn, val or items([image(i) for i in range(900, 912)])))])
+def started(dls, name='sim_clr', **kw):
+    "Names of the alarms before the first step"
+    learn = make(name, dls, cbs=[Alarms(stop=True)], **kw)
+    fit(learn)
+    return names(learn)
+
+@each
+def test_undisturbed(name):
+    "Weights and losses are the same to the bit; a healthy start is no alarm"
+    a,b = fit(make(name), 2),fit(make(name, cbs=[Alarms(min_steps=100)]), 2)
+    assert same(state(a), state(b)) and a.recorder.losses == b.recorder.losses
+    assert names(b) == [] and list(b.alarms.history.epoch) == [-1,0,1]
+
+@each
+def test_trivial_loss(name):
+    "What a method's loss is for outputs that are alike for all images"
+    learn = make(name, cbs=[Alarms(min_steps=1000)])
+    found = []
+    class Same(Callback):
+        order = 50
+        def after_pred(self):
+            cb = first(self.learn._grab_cbs(SSLCallback))
+            y,*more = self.learn.yb
+            pred = apply(lambda o: torch.ones_like(o.as_subclass(torch.Tensor)), self.learn.pred)
+            if name in ('moco','sup_con_moco'): self.model.queue.embs.fill_(1.)
+            ones = [torch.ones_like(o) if o.is_floating_point() else o for o in (y,*more)]
+            found.append((float(cb.lf(pred, *ones)), cb.trivial_loss(y, *more)))
+    learn.add_cb(Same()); fit(learn)
+    if name == 'vic_reg': assert {b for _,b in found} == {None}; return
+    assert all(a == pytest.approx(b, rel=1e-3, abs=1e-3) for a,b in found), found
+
+def test_silent_elsewhere(tmp_path):
+    "Neither lr_find nor validate is a training"
+    learn = make('sim_clr', loaders(items([image(1)]*24)), cbs=[Alarms()], path=tmp_path)
+    with learn.no_bar():
+        learn.validate()
+        learn.lr_find(num_it=5, show_plot=False)
+    assert not hasattr(learn.alarms, 'raised')
+    with pytest.raises(ValueError, match='no method'): fit(Learner(make_dls(), nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), CrossEntropyLossFlat(), cbs=Alarms()))
+
+def test_images():
+    good = [image(i) for i in range(24)]
+    assert started(loaders(items(good))) == []
+    assert 'images alike' in started(loaders(items([image(1)]*24)))
+    assert 'images repeat' in started(loaders(items([image(i%3) for i in range(24)])))
+    assert 'blank images' in started(loaders(items([torch.full((3,24,24), .1*(i%5)) for i in range(24)])))
+    assert 'blank images' in started(loaders(items([torch.zeros(3,24,24, dtype=torch.uint8) for i in range(24)])))
+
+def test_validation_set_in_training(tmp_path):
+    good = [image(i) for i in range(24)]
+    assert 'validation images in training' in started(loaders(items(good), items(good[:12])))
+    for i in range(30): PIL.Image.fromarray((image(i)*255).byte().permute(1,2,0).numpy()).save(tmp_path/f'{i}.png')
+    files = sorted(tmp_path.iterdir())
+    def dls(trn, val): return Datasets(files, [[PILImage.create, ToTensor(), IntToFloatTensor()]], splits=(trn, val)).dataloaders(bs=8, num_workers=0)
+    assert started(dls(list(range(20)), list(range(20,30)))) == []
+    assert 'validation images in training' in started(dls(list(range(20)), list(range(15,25))))
+
+def test_arguments():
+    good = loaders(items([image(i) for i in range(24)]))
+    assert 'temperature too high' in started(good, temp=100.)
+    assert started(good, temp=1.) == []
+    with pytest.warns(UserWarning, match='K:'): assert 'queue too long' in started(good, 'moco', K=64)
+
+def test_one_class():
+    dls = Datasets(range(45), [[image], [lambda i: ['a','unsup'][i%2], Categorize()]], splits=(list(range(33)), list(range(33,45)))).dataloaders(bs=8, num_workers=0)
+    assert started(dls) == ['one class'] and started(make_dls()) == []
+
+def test_teacher():
+    learn = fit(make('byol', cbs=[Alarms(min_steps=3)], m=1.)); assert 'teacher stands still' in names(learn)
+    learn = fit(make('byol', cbs=[Alarms(min_steps=3)], m=0.)); assert 'teacher is the student' in names(learn)
+    learn = fit(make('byol', cbs=[Alarms(min_steps=3)], m=.9)); assert not {'teacher stands still','teacher is the student'} & set(names(learn))
+
+@pytest.mark.parametrize('place', ['projector.0.weight', 'encoder'])
+def test_where_nan_begins(place):
+    learn = make('sim_clr', cbs=[Alarms(stop=True)])
+    class Break(Callback):
+        def before_batch(self):
+            if self.train_iter != 2: return
+            if place == 'encoder': self.handle = self.model.encoder.layer2.register_forward_hook(lambda m,i,o: o/0) if hasattr(self.model.encoder, 'layer2') else None
+            else: self.model.projector[0].weight.data[0,0] = math.nan
+    learn.add_cb(Break()); fit(learn)
+    a = learn.alarms.raised[-1]
+    assert a.name == 'NaN' and 'step 2' in a.figure and len(learn.recorder.losses) == 2 and place in a.figure, a
+
+def test_stop_and_say_once(capsys):
+    learn = make('sim_clr', loaders(items([image(1)]*40)), cbs=[Alarms(min_steps=3)])
+    fit(learn, 3)
+    said = capsys.readouterr().out
+    assert len(names(learn)) == len(set(names(learn))) == said.count('Try: ') >= 1 and len(learn.recorder.values) == 3
+    assert list(learn.alarms.table.name) == names(learn)
+    learn.alarms.stop = True
+    fit(learn, 3)
+    assert learn.recorder.losses == []                                # the images were seen to be alike before the first step
