@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation test soak chaos run docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation bench-alarms test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -43,6 +43,9 @@ bench-settings: .venv/.ready
 
 bench-segmentation: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/segmentation.py
+
+bench-alarms: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/alarms.py
 
 bench-photos: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/photos.py

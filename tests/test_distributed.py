@@ -12,7 +12,7 @@ from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, Gradien
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.training.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
-from self_supervised.vision.all import KNN, ToImageBatch, get_model
+from self_supervised.vision.all import EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
 from test_methods import METHODS, image
 
 def start(rank, path):
@@ -32,6 +32,7 @@ def test_sinkhorn(tmp_path, cut):
 
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1
 
+FIGURES = spread,rankme,lidar,alignment,uniformity
 N,LR = 20,{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3}    # where losses are sums, gradients are large
 SHARES = list(range(11)),list(range(11, N))
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after 16 images, of all processes
@@ -71,22 +72,26 @@ def learner(name, **kw):
     items = [(image(i), torch.tensor(i%3)) for i in range(N)]
     trn = TfmdDL(items, bs=8, num_workers=0, get_idxs=lambda: ORDER)
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=4, num_workers=0), device=torch.device('cpu'))
-    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), *([GradientAccumulation(16)] if acc else [])], metrics=KNN(k=3))
+    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), *([GradientAccumulation(16)] if acc else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
 
 def run(name):
     learn = learner(name)
     before = [p.clone() for p in learn.model.parameters()]
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, LR.get(name, LR['']))
+    with learn.no_bar(), learn.no_logging():
+        figures = list(learn.validate()[2:7])
+        learn.fit(1, LR.get(name, LR['']))
     assert max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)) > 1e-4     # far more than the tolerance below
-    return dict(losses=learn.records.losses[:3], knn=learn.final_record[2], state=get_model(learn.model).state_dict())
+    return dict(figures=figures, losses=learn.records.losses[:3], knn=learn.final_record[2], state=get_model(learn.model).state_dict())
 
 def fit_all(path):
     from accelerate import Accelerator
     Accelerator(cpu=True)
     for name in RUNS:
         learn = learner(name)
-        with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, LR.get(name, LR['']))
-        torch.save(dict(losses=learn.records.losses[:3], knn=learn.final_record[2], state=learn.model.state_dict()), f'{path}/{name}-{rank_distrib()}')
+        with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
+            figures = list(learn.validate()[2:7])
+            learn.fit(1, LR.get(name, LR['']))
+        torch.save(dict(figures=figures, losses=learn.records.losses[:3], knn=learn.final_record[2], state=learn.model.state_dict()), f'{path}/{name}-{rank_distrib()}')
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
@@ -98,6 +103,7 @@ def two(tmp_path_factory):
 def test_two_processes_are_one(name, two):
     one,(a,b) = run(name),(torch.load(two/f'{name}-{r}', weights_only=True) for r in (0,1))
     torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
+    assert a['figures'] == pytest.approx(one['figures'], rel=1e-5, abs=1e-5) and a['figures'] == b['figures']
     assert a['losses'] == b['losses'] and a['knn'] == b['knn'] == pytest.approx(one['knn'])
     for k,v in one['state'].items():
         torch.testing.assert_close(a['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
