@@ -81,11 +81,13 @@ def wrong_range(s):
     lo,hi = (o.item() for o in s.images.aminmax())
     if s.images.is_floating_point() and not -.01 <= lo <= hi <= 1.01:
         return Alarm('range of the images', 'the value furthest from [0,1]', max(hi-1, -lo)+1, 1, 'is white',
-                     ('give uint8 images, or divide by the largest value that they can have','leave normalisation to stats= of aug_pipelines'))
+                     ('give uint8 images, or divide by the largest value that they can have',
+                      'leave normalisation to stats= of aug_pipelines'))
 
 def views_erased(s):
     if s.view_spread < .02:
-        return Alarm('erased views', 'the standard deviation of views from image to image', s.view_spread, 0, 'is the same view of every image',
+        return Alarm('erased views', 'the standard deviation of views from image to image', s.view_spread, 0,
+                     'is the same view of every image',
                      ('look at the views with .show()','take away the last of the transforms in aug_pipelines'))
 
 def views_identical(s):
@@ -99,20 +101,23 @@ def temperature_high(s):
     if temp is None or N < 4: return
     least = math.log1p((N-1)*math.exp(-(1+1/(N-1))/temp))/math.log(N)
     if least > .95:
-        return Alarm('temperature too high', f'with temp={temp:g}, the lowest loss that embeddings can have, over that of guessing,', least, 1,
+        return Alarm('temperature too high', f'with temp={temp:g}, the lowest loss that embeddings can have, over that of guessing,',
+                     least, 1,
                      'leaves no gradient', ('temp=.1','temp=.5 for small or similar images'))
 
 def queue_long(s):
     K = getattr(s.cb, 'K', 0)
     if K and s.total and K > s.total:
-        return Alarm('queue too long', f'K={K}, over the number of images,', K/s.total, 1, 'already holds every image once, so that an image is its own negative',
+        return Alarm('queue too long', f'K={K}, over the number of images,', K/s.total, 1,
+                     'already holds every image once, so that an image is its own negative',
                      (f'K={2**int(math.log2(max(s.total//2, 1)))}','a method without a queue, e.g. SimCLR'))
 
 def one_class(s):
     ys = item_labels(s.learn.dls.train_ds)
     ys = ys[ys != ifnone(learner_unsup(s.learn), -1)] if ys is not None else []
     if len(ys) and len(np.unique(ys)) == 1:
-        return Alarm('one class', f'the number of classes among {len(ys)} labelled training images', 1, 1, 'makes every accuracy 1, whatever the features',
+        return Alarm('one class', f'the number of classes among {len(ys)} labelled training images', 1, 1,
+                     'makes every accuracy 1, whatever the features',
                      ('check labels= of folder_dls and dls.vocab','leave labels out: the method needs none'))
 
 def _contents(ds, n, seed=0):
@@ -132,19 +137,20 @@ def sets_overlap(s, n:int=2000):
     (a,na),(b,nb) = (_contents(ds, n) for ds in (s.learn.dls.train_ds, s.learn.dls.valid_ds))
     share = min(len(a & b)/max(len(b), 1)*na/min(na, n), 1)
     if share > .01:
-        return Alarm('validation images in training', 'the share of validation images that are training images too', share, 1, 'makes validation a test of memory',
+        return Alarm('validation images in training', 'the share of validation images that are training images too', share, 1,
+                     'makes validation a test of memory',
                      ('split anew, with valid_pct or split_files','group the images of one patient, place or scene'))
 
 at_start = [images_alike, wrong_range, views_erased, views_identical, temperature_high, queue_long, one_class, sets_overlap]
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #4995194d
 def collapse(s):
-    tries = ("a lower learning rate, and BatchNorm in the projector","for BYOL and SimSiam check that the predictor is there and the teacher's "
-             "gradient is stopped; for VICReg raise variance")
-    if s.spread < .1: return Alarm('collapse', 'the spread of the embeddings', s.spread, 0, 'is one point for all images', tries)
-    if s.feature_spread < .1: return Alarm('collapse', "the spread of the encoder's features", s.feature_spread, 0, 'is one point for all images', tries)
-    if s.trivial == 0 and s.loss < .25 and s.spread < .4:
-        return Alarm('collapse', 'the loss', s.loss, 0, 'is that of one point for all images', tries)
+    tries = ("a lower learning rate, and BatchNorm in the projector",
+             "for BYOL and SimSiam check that the predictor is there and the teacher's gradient is stopped; for VICReg raise variance")
+    point = 'is one point for all images'
+    if s.spread < .1: return Alarm('collapse', 'the spread of the embeddings', s.spread, 0, point, tries)
+    if s.feature_spread < .1: return Alarm('collapse', "the spread of the encoder's features", s.feature_spread, 0, point, tries)
+    if s.trivial == 0 and s.loss < .25 and s.spread < .4: return Alarm('collapse', 'the loss', s.loss, 0, point, tries)
 
 def few_directions(s):
     least = (.06 if s.step_size > .03 else .03)*s.width
@@ -156,22 +162,26 @@ def few_directions(s):
 def loss_trivial(s):
     if not s.trivial: return
     if s.first_loss > 2*s.first_trivial:
-        return Alarm('loss above guessing', 'the loss of the first epoch', s.first_loss, s.first_trivial, 'is that of a model that guesses; this one is sure, and wrong',
+        return Alarm('loss above guessing', 'the loss of the first epoch', s.first_loss, s.first_trivial,
+                     'is that of a model that guesses; this one is sure, and wrong',
                      ('a higher temp, .1 to .5','a lower learning rate'))
     if s.loss > .99*s.trivial:
         return Alarm('loss is flat', 'the loss', s.loss, s.trivial, 'is that of a model that guesses',
-                     ('look at the views with .show(): is enough of the image left?','another learning rate, ten times lower or higher, and temp between .1 and .5'))
+                     ('look at the views with .show(): is enough of the image left?',
+                      'another learning rate, ten times lower or higher, and temp between .1 and .5'))
 
 def variance_lost(s):
     v = s.terms.get('variance')
     if v is not None and v > 1.8:
-        return Alarm('collapse', 'the variance term of VICReg', v, 2, 'is that of a constant', ('variance=25, as in the paper','a lower learning rate'))
+        return Alarm('collapse', 'the variance term of VICReg', v, 2, 'is that of a constant',
+                     ('variance=25, as in the paper','a lower learning rate'))
 
 def views_unrelated(s):
     chance = .5 + 3*(1/(12*s.n))**.5
     best = max(s.auc, s.feature_auc, s.pixel_auc if s.pixel_auc == s.pixel_auc else 0)
     if best < chance and s.spread >= .1:
-        return Alarm('views say nothing of the image', "the chance that an image's views are more alike than views of different images", best, .5, 'is chance',
+        return Alarm('views say nothing of the image', "the chance that an image's views are more alike than views of different images",
+                     best, .5, 'is chance',
                      ('look at the views with .show()','weaker augmentations: larger crops, e.g. resize_scale=(.4, 1), and less jitter'))
 
 def teacher_off(s):
@@ -237,7 +247,8 @@ class Alarms(FitCallback):
         for alarm in filter(None, (f(s) for f in checks)):
             if alarm.name in [o.name for o in self.raised]: continue
             if self.step_size() > .03 and alarm.name in ('collapse','few directions','loss is flat','loss above guessing'):
-                alarm.tries = (f'a learning rate ten times lower: a step moves the weights by {self.step_size():.0%} of their length',alarm.tries[-1])
+                alarm.tries = (f'a learning rate ten times lower: a step moves the weights by {self.step_size():.0%} of their length',
+                               alarm.tries[-1])
                 alarm.name = 'learning rate too high'
                 if alarm.name in [o.name for o in self.raised]: continue
             alarm.epoch = epoch
@@ -288,8 +299,9 @@ class Alarms(FitCallback):
         if not self.told and not self.losses[-1].isfinite():
             self.told = True
             where,before = where_nan(self.learn),len(self.raised)
-            self.raised.append(Alarm('NaN', f'the loss of step {self.n_steps} began to be no number in {where}: it', float(self.losses[-1]), math.nan,
-                                     'cannot be trained on', ('a learning rate ten times lower','clip gradients with GradientClip(1.)'), self.epoch))
+            tries = 'a learning rate ten times lower','clip gradients with GradientClip(1.)'
+            self.raised.append(Alarm('NaN', f'the loss of step {self.n_steps} began to be no number in {where}: it', float(self.losses[-1]),
+                                     math.nan, 'cannot be trained on', tries, self.epoch))
             if not rank_distrib(): print(self.raised[-1])
             self.leave(before)
     def before_step(self):

@@ -137,7 +137,8 @@ def get_features(
     x,y = _run(f, _whole_loader(learn.dls.valid, W, r, ds, items), device, size, norm)
     n = sum(all_sizes(len(x), x.device)) if W > 1 else len(x)
     if n != len(items):
-        raise ValueError(f"{len(items)-n} of {len(items)} images could not be read, so that features would not be in the order of the images: "
+        raise ValueError(f"{len(items)-n} of {len(items)} images could not be read, so that features would not be in the order of the "
+                         "images: "
                          "make the loaders anew with folder_dls(cache=...), which leaves such files out, or use embed")
     if W > 1:
         order = torch.cat([torch.arange(o, len(items), W) for o in range(W)]).argsort().to(x.device)

@@ -85,7 +85,8 @@ def false_negatives(q:Tensor, # (n, d) queries
     "Share of the queue that is at least as similar to a query as its own key: suspected false negatives, mean over queries"
     if not len(queue): return math.nan
     q,k,queue = (F.normalize(o.float(), dim=1) for o in (q, k, queue))
-    return torch.cat([(a @ queue.T >= (a*b).sum(1, keepdim=True)).float().mean(1) for a,b in zip(q.split(1024), k.split(1024))]).mean().item()
+    shares = [(a @ queue.T >= (a*b).sum(1, keepdim=True)).float().mean(1) for a,b in zip(q.split(1024), k.split(1024))]
+    return torch.cat(shares).mean().item()
 
 # %% ../../nbs/72_evaluation.health.ipynb #84bd1534
 def learner_method(learn:Learner) -> SSLCallback:
@@ -175,7 +176,8 @@ def ssl_metrics(
     if cb is None: raise ValueError("learn: there is no method among its callbacks; for a classifier use metrics=[accuracy, KNN()]")
     sample,res = FeatureSample(n),L()
     if all(_is_class(_first_label(dl.dataset)) for dl in (learn.dls.train, learn.dls.valid)):
-        res += [KNN(sample=sample), *([KNN(top=5, sample=sample)] if len(getattr(learn.dls, 'vocab', [])) > 10 else []), LinearProbe(sample=sample)]
+        res += [KNN(sample=sample), LinearProbe(sample=sample)]
+        if len(getattr(learn.dls, 'vocab', [])) > 10: res.insert(1, KNN(top=5, sample=sample))
     res += [EmbeddingMetric(f, n) for f in (spread, rankme, lidar, alignment, uniformity)]
     if isinstance(cb, TeacherCallback): res += [LearnerMetric(teacher)]
     if isinstance(cb, QueueMixin) and cb.compares and cb.K: res += [QueueMetric(n)]
