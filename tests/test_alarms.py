@@ -103,3 +103,10 @@ def test_stop_and_say_once(capsys):
     learn.alarms.stop = True
     fit(learn, 3)
     assert learn.recorder.losses == []                                # the images were seen to be alike before the first step
+
+def test_export_holds_no_images(tmp_path):
+    from fastai.vision.all import load_learner
+    learn = fit(make('byol', cbs=[Alarms(min_steps=3)], path=tmp_path, m=1.))
+    learn.export('e.pkl')
+    small = load_learner(tmp_path/'e.pkl')
+    assert 'images' not in vars(small.alarms) and small.alarms.looks == [] and names(small) == names(learn) != []

@@ -61,7 +61,7 @@ def test_says_what_happened(path):
     for o in ('MOCO','test_resnet','rankme','false_negs','Alarm','create_encoder','torch','No evaluation was asked for'): assert o in text, o
 
 def test_before_a_fit_and_without_a_method(tmp_path):
-    with pytest.raises(ValueError, match='no training yet'): make('sim_clr').report(tmp_path/'r.html')
+    with pytest.raises(ValueError, match='has not trained'): make('sim_clr').report(tmp_path/'r.html')
     with pytest.raises(ValueError, match='no method'): Learner(make_dls(), make('sim_clr').model, noop).report(tmp_path/'r.html')
 
 def test_names_are_escaped_and_labels_not_needed(tmp_path):

@@ -232,6 +232,9 @@ class Alarms(FitCallback):
         min_steps:int=30, # Steps before what a training does is judged
         seed:int=0 # Draws the images
     ): store_attr()
+    def __getstate__(self):                                          # an exported learner has no images
+        gone = 'images','first_teacher','old','losses','trivials','steps','cb'
+        return {**{k:v for k,v in vars(self).items() if k not in gone}, 'looks':[]}
 
     @property
     def table(self) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pair_similarities', 'plot_similarities', 'hard_negatives', 'show_hard_negatives', 'plot_map', 'attention_maps',
-           'activation_maps', 'show_attention', 'show_activations', 'plot_spectrum', 'plot_health']
+           'activation_maps', 'show_attention', 'show_activations', 'plot_spectrum', 'learner_history', 'plot_health']
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #ac2d2fb6
 from contextlib import ExitStack
@@ -316,7 +316,7 @@ def plot_spectrum(
     return ax
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #f9358973
-def _history(learn):
+def learner_history(learn:Learner) -> pd.DataFrame: # A row for each epoch
     "The table of a learner's last fit"
     rec = learn.recorder
     if not getattr(rec, 'values', None): raise ValueError("history: this learner has not trained, so there is nothing to show")
@@ -328,7 +328,7 @@ def plot_health(
     axs:np.ndarray|None=None # As many axes as there are panels, or more
 ) -> np.ndarray: # The axes that are used
     "Losses in one panel, and a panel for every other column with numbers, over epochs"
-    df = _history(history) if isinstance(history, Learner) else history
+    df = learner_history(history) if isinstance(history, Learner) else history
     epoch = df['epoch'] if 'epoch' in df else pd.RangeIndex(len(df))
     df = df.drop(columns=['epoch','time'], errors='ignore').apply(pd.to_numeric, errors='coerce').astype(float).dropna(axis=1, how='all')
     losses = [o for o in df if str(o).endswith('loss')]

@@ -20,7 +20,7 @@ from ..evaluation.health import *
 from ..evaluation.alarms import Alarm, Alarms
 from ..evaluation.protocol import *
 from ..evaluation.pictures import *
-from ..evaluation.report import learner_history
+from ..evaluation.report import *
 from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.big_batches import *
