@@ -21,6 +21,7 @@ from ..evaluation.alarms import Alarm, Alarms
 from ..evaluation.protocol import *
 from ..evaluation.pictures import *
 from ..evaluation.report import *
+from ..evaluation.cleaning import find_duplicates, find_outliers, get_mirrored_features, show_found, suspicious_labels
 from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.big_batches import *
