@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, Learner, PILImage, TensorImage, noop, set_seed, tensor
 from test_methods import METHODS, each, fit, image, make, make_dls, same, state
-from self_supervised.evaluation.health import evaluating, view_embeddings
+from self_supervised.evaluation.health import view_embeddings
+from self_supervised.layers import evaluating
 from self_supervised.evaluation.pictures import *
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, decode_views, get_simclr_aug_pipelines

@@ -17,6 +17,7 @@ from ..collectives import *
 from ..processes import dataset_len
 from ..images import file_key
 from .features import *
+from ..layers import evaluating
 from .health import *
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #de14e094
@@ -270,6 +271,7 @@ class Alarms(FitCallback):
         if not self.active: return
         if self.cb is None: raise ValueError("Alarms: there is no method among the learner's callbacks to watch over")
         self.raised,self.looks,self.losses,self.trivials,self.steps,self.told,self.n_steps = [],[],[],[],[],False,0
+        self.first_means = math.nan,math.nan
         if not rank_distrib():
             with no_random_change():
                 set_seed(self.seed)
@@ -291,7 +293,7 @@ class Alarms(FitCallback):
                  loss=half(self.losses), trivial=half(self.trivials), step_size=self.step_size(),
                  teacher_moved=sum((a-b).abs().sum().item() for a,b in zip(self.first_teacher, self.teacher_weights())))
         if epoch == 0: self.first_means = [torch.stack(o).mean().item() if o else math.nan for o in (self.losses, self.trivials)]
-        s.first_loss,s.first_trivial = getattr(self, 'first_means', (math.nan,math.nan))
+        s.first_loss,s.first_trivial = self.first_means
         self.looks.append(s)
         return s
 

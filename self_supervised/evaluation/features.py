@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['knn_predict', 'knn_accuracy', 'norm_stats', 'get_features', 'learner_reader', 'embed', 'learner_unsup', 'learner_knn',
-           'item_labels', 'FeatureSample', 'SampleMetric', 'KNN', 'LinearProbe', 'spread', 'plot_embedding']
+           'item_labels', 'FeatureSample', 'SampleMetric', 'KNN', 'LinearProbe', 'spread']
 
 # %% ../../nbs/70_evaluation.features.ipynb #5716090d
 from contextlib import nullcontext
@@ -16,6 +16,7 @@ from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, whole_views
 from ..images import ReadImage, find_images, readable
 from ..collectives import *
+from ..layers import evaluating
 from ..callback import SSLCallback, learner_norm, learner_size
 
 # %% ../../nbs/70_evaluation.features.ipynb #1bcf5bb9
@@ -73,23 +74,18 @@ def _whole_loader(dl, W=1, r=0, ds=None, items=None):
     kw = dict(batch_size=dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
     return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), **kw)
 
-@torch.no_grad()
 def _run(f, dl, device, size=None, norm=None):
     "Outputs of `f` in evaluation mode for the images of `dl`, and what else its batches hold"
-    ds,states,feats,ys = dl.dataset,{m:m.training for m in f.modules()},[],[]
+    ds,feats,ys = dl.dataset,[],[]
     if get_norm(getattr(dl, 'after_batch', None)): norm = None                  # the loader does it
-    f.eval()
-    try:
-        with ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
-            for b in dl:
-                x,*yb = to_device(b if is_listy(b) else (b,), device)
-                x = ToImageBatch()(x)
-                if size: x = whole_views(x, size)
-                if norm: x = norm(x)
-                feats.append(f(x.as_subclass(torch.Tensor)).float())
-                if yb and isinstance(yb[0], Tensor): ys.append(yb[0].as_subclass(torch.Tensor))
-    finally:
-        for m,s in states.items(): m.training = s
+    with evaluating(f), ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
+        for b in dl:
+            x,*yb = to_device(b if is_listy(b) else (b,), device)
+            x = ToImageBatch()(x)
+            if size: x = whole_views(x, size)
+            if norm: x = norm(x)
+            feats.append(f(x.as_subclass(torch.Tensor)).float())
+            if yb and isinstance(yb[0], Tensor): ys.append(yb[0].as_subclass(torch.Tensor))
     if not feats: raise ValueError("there is no image to compute features of")
     return torch.cat(feats),torch.cat(ys) if ys else None
 
@@ -228,29 +224,31 @@ class FeatureSample:
         rng = np.random.default_rng(self.seed)
         return idxs if self.n is None or len(idxs) <= self.n else np.sort(rng.choice(idxs, self.n, replace=False))
 
+    def features(self, learn, i):
+        "Features and labels of the data set `i`"
+        ds,unsup = learn.dls[i].dataset,learner_unsup(learn, self.unsup_class_id)
+        if self.items.get(i, (None,))[0] is not ds: self.items[i] = ds,self.draw(ds, unsup)
+        items = self.items[i][1]
+        x,y = get_features(learn, i, items=items) if len(items) else (None,tensor([]))
+        known = y != ifnone(unsup, -1)
+        if not known.any(): raise ValueError(f"no {('training','validation')[i]} image has a label")
+        return x[known],y[known]
+
     def __call__(self, learn:Learner) -> tuple: # Bank (n, nf) and labels (n,), queries (m, nf) and labels (m,)
-        if self.held: return self.held
-        unsup,res = learner_unsup(learn, self.unsup_class_id),[]
-        for i in (0,1):
-            ds = learn.dls[i].dataset
-            if self.items.get(i, (None,))[0] is not ds: self.items[i] = ds,self.draw(ds, unsup)
-            x,y = get_features(learn, i, items=self.items[i][1])
-            known = y != ifnone(unsup, -1)
-            if not known.any(): raise ValueError(f"no {'training' if not i else 'validation'} image has a label")
-            res += [x[known],y[known]]
-        self.held = tuple(res)
+        if not self.held:
+            queries = self.features(learn, 1)
+            self.held = (*self.features(learn, 0), *queries)
         return self.held
 
 # %% ../../nbs/70_evaluation.features.ipynb #4270f635
 class SampleMetric(Metric):
-    "Base of columns from a `FeatureSample`: `figure` of it; nan, with one warning, if there can be none"
+    "Base of columns from a `FeatureSample`: what `figure(bank, y, x, t)` makes of it; nan, with one warning, if there can be none"
     def __init__(self, n:int|None=1500, unsup_class_id:int|None=None, sample:FeatureSample|None=None):
         self.sample,self.told = ifnone(sample, FeatureSample(n, unsup_class_id)),False
     def reset(self):
         self.learn = None
         self.sample.forget()
     def accumulate(self, learn): self.learn = learn
-    def figure(self, bank, y, x, t) -> float: raise NotImplementedError
 
     def no_value(self, learn:Learner) -> str|None:
         "Why there can be no accuracy, if so"
@@ -306,9 +304,3 @@ def spread(z:Tensor # (n, d) embeddings
 ) -> float: # nan for one image
     "Standard deviation of the normalised embeddings per dimension, mean, times √d: 1 is spread, 0 collapsed (SimSiam, 2011.10566)"
     return (F.normalize(z.float(), dim=1).std(0).mean()*z.shape[1]**.5).item() if len(z) > 1 else math.nan
-
-# %% ../../nbs/70_evaluation.features.ipynb #3355ebf1
-def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax=None):
-    "t-SNE map of at most `n` images' features, coloured by class if they have one; returns the axis"
-    from self_supervised.evaluation.pictures import plot_map                   # which stands on this page
-    return plot_map(*get_features(learn, ds_idx), 'tsne', getattr(learn.dls, 'vocab', None), n=n, seed=seed, ax=ax)

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['rankme', 'alpha_req', 'lidar', 'alignment', 'uniformity', 'teacher_distance', 'false_negatives', 'learner_method',
            'batch_embeddings', 'EmbeddingMetric', 'QueueMetric', 'teacher', 'LearnerMetric', 'GradNorm', 'ssl_metrics',
-           'evaluating', 'training_batch', 'view_embeddings']
+           'training_batch', 'view_embeddings']
 
 # %% ../../nbs/72_evaluation.health.ipynb #4bda8112
 from fastai.vision.all import *
 from ..augmentations import make_views, no_random_change
 from ..collectives import *
-from ..layers import embed_views
+from ..layers import embed_views, evaluating
 from ..processes import dataset_len
 from ..callback import *
 from .features import *
-from .features import _first_label, _is_class
 
 # %% ../../nbs/72_evaluation.health.ipynb #91f74bce
 def _count(p:Tensor, eps:float=1e-7) -> float:
@@ -126,8 +125,8 @@ class EmbeddingMetric(Metric):
     @property
     def value(self):
         if not self.zs: return None
-        z = torch.cat(self.zs, 1)[:,:self.n]
-        return self.f(z if self.f in self.of_views else z[0])
+        return self.figure(torch.cat(self.zs, 1)[:,:self.n])
+    def figure(self, z): return self.f(z if self.f in self.of_views else z[0])
 
 class QueueMetric(EmbeddingMetric):
     "`false_negatives` of the queue among at most `n` validation images"
@@ -135,10 +134,7 @@ class QueueMetric(EmbeddingMetric):
     def accumulate(self, learn):
         super().accumulate(learn)
         self.queue = get_model(learn.model).queue
-    @property
-    def value(self):
-        z = torch.cat(self.zs, 1)[:,:self.n]
-        return self.f(z[0], z[1], self.queue.real[0])
+    def figure(self, z): return self.f(z[0], z[1], self.queue.real[0])
 
 def teacher(learn:Learner) -> float: return teacher_distance(get_model(learn.model))
 
@@ -175,7 +171,7 @@ def ssl_metrics(
     cb = first(learn._grab_cbs(SSLCallback))
     if cb is None: raise ValueError("learn: there is no method among its callbacks; for a classifier use metrics=[accuracy, KNN()]")
     sample,res = FeatureSample(n),L()
-    if all(_is_class(_first_label(dl.dataset)) for dl in (learn.dls.train, learn.dls.valid)):
+    if not KNN().no_value(learn):
         res += [KNN(sample=sample), LinearProbe(sample=sample)]
         if len(getattr(learn.dls, 'vocab', [])) > 10: res.insert(1, KNN(top=5, sample=sample))
     res += [EmbeddingMetric(f, n) for f in (spread, rankme, lidar, alignment, uniformity)]
@@ -184,15 +180,6 @@ def ssl_metrics(
     return res + [LossTerm(cb, o) for o in getattr(cb, 'term_names', ()) if not isinstance(cb, TermsMixin)]
 
 # %% ../../nbs/72_evaluation.health.ipynb #f34a8241
-@contextmanager
-def evaluating(model:nn.Module):
-    "No gradients, and evaluation mode, which each module leaves for the mode that it had"
-    states = {m:m.training for m in model.modules()}
-    try:
-        with torch.no_grad(): yield model.eval()
-    finally:
-        for m,s in states.items(): m.training = s
-
 def training_batch(learn:Learner, n:int) -> tuple: # Images (n, C, H, W), and their labels or None
     "At most `n` training images; a loader that is not fastai's gives at most its batch"
     dl = getattr(learn.dls.train, 'dl', learn.dls.train)                      # a `DistributedDL` holds the loader

@@ -23,7 +23,7 @@ import self_supervised
 from ..augmentations import no_random_change
 from ..callback import SSLCallback
 from ..data import few_labels
-from .features import _first_label, _how_trained, _is_class, get_features, knn_accuracy, norm_stats
+from .features import _first_label, _how_trained, _is_class, get_features, item_labels, knn_accuracy, norm_stats
 from ..layers import create_encoder, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
@@ -114,8 +114,8 @@ def _labels(dl, ds, what):
     y = _first_label(ds)
     if y is None: raise ValueError(f"{what}: the images have no labels; folder_dls(labels=...) says where they are")
     if not _is_class(y): raise ValueError(f"{what}: labels must be one class for each image, got {type(y).__name__}")
-    tls = getattr(ds, 'tls', ())
-    if len(tls) > 1: return tensor([int(o) for o in tls[-1]])
+    ys = item_labels(ds)
+    if ys is not None: return tensor(ys)
     return get_features(RawPixels(1), _Chosen(dl, ds, range_of(ds)), **_as_is)[1]
 
 def _sample(y, idxs, n, seed):

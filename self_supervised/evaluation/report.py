@@ -15,7 +15,6 @@ import self_supervised
 from ..callback import *
 from ..processes import dataset_len
 from .features import *
-from .features import _first_label, _is_class
 from .neighbours import *
 from .health import *
 from .alarms import *
@@ -80,11 +79,6 @@ def _page(title:str, lead:str, sections:dict) -> str:
             f'<main>{body}</main></body></html>')
 
 # %% ../../nbs/76_evaluation.report.ipynb #eaf4d36b
-def _labelled(learn):
-    "Can the encoder be evaluated: have training and validation images classes?"
-    try: return all(_is_class(_first_label(dl.dataset)) for dl in (learn.dls.train, learn.dls.valid))
-    except Exception: return False
-
 def _setup(learn, cb) -> pd.DataFrame:
     "What was trained on what"
     model,rec,spec = get_model(learn.model),learn.recorder,getattr(get_model(learn.model).encoder, 'spec', {})
@@ -163,7 +157,7 @@ def report(self:Learner,
     "Write one HTML page about the learner's training, with everything inside"
     cb,alarms = learner_method(self),first(self._grab_cbs(Alarms))
     if hasattr(self, 'distributed_trainer'): raise ValueError("report: call it after distrib_ctx, in the first process")
-    rows,labelled = learner_history(self).rename_axis('epoch'),_labelled(self)
+    rows,labelled = learner_history(self).rename_axis('epoch'),not KNN().no_value(self)
     if evaluation is True: evaluation = evaluate(self) if labelled else None
     title,sections = ifnone(title, f'{type(cb).__name__}: a report on a training'),{}
     sections['What was trained'] = _table(_setup(self, cb), 'Data, model and training', text=True)

@@ -12,7 +12,8 @@ from fastai.callback.progress import CSVLogger
 from fastai.vision.all import *
 from ..augmentations import no_random_change, show_views
 from ..callback import FitCallback, SSLCallback, current_fit, replacing, trains
-from ..evaluation.features import get_features, plot_embedding
+from ..evaluation.features import get_features
+from ..evaluation.pictures import plot_embedding
 
 # %% ../../nbs/86_training.loggers.ipynb #c8e151c6
 def wandb_args(o) -> dict: # Names and values
