@@ -4,8 +4,9 @@ import PIL.Image, numpy as np, pytest, torch
 from torch import nn
 from test_methods import METHODS, each, fit, image, make, make_dls, same, state
 from self_supervised.evaluation.alarms import Alarm, Alarms, where_nan
-from fastai.vision.all import (Callback, Categorize, CrossEntropyLossFlat, DataLoaders, Datasets, IntToFloatTensor, Learner, PILImage, TensorImage, TfmdDL, ToTensor, apply, first)
+from fastai.vision.all import (Callback, Categorize, CrossEntropyLossFlat, DataLoaders, Datasets, IntToFloatTensor, Learner, MixedPrecision, PILImage, TensorImage, TfmdDL, ToTensor, apply, first)
 from self_supervised.callback import SSLCallback
+from self_supervised.evaluation.health import ssl_metrics
 
 def names(learn): return [o.name for o in learn.alarms.raised]
 def items(xs, ys=None): return [(x,torch.tensor(y)) for x,y in zip(xs, ys or [0,1]*len(xs))]
@@ -110,3 +111,23 @@ def test_export_holds_no_images(tmp_path):
     learn.export('e.pkl')
     small = load_learner(tmp_path/'e.pkl')
     assert 'images' not in vars(small.alarms) and small.alarms.looks == [] and names(small) == names(learn) != []
+
+def test_training_goes_on_without_numbers():
+    "Neither an alarm nor a column ends a training that nobody asked to stop"
+    class Break(Callback):
+        def after_step(self): self.model.projector[0].weight.data[0,0] = math.nan
+    learn = make('sim_clr', cbs=[Alarms(min_steps=2), Break()])
+    learn.metrics = ssl_metrics(learn)
+    fit(learn, 2)
+    assert names(learn)[0] == 'NaN' and len(learn.recorder.values) == 2
+
+def test_step_size():
+    "As seen from outside, also where a scaler takes the steps"
+    for cbs in ([], [MixedPrecision()]):
+        moved = []
+        class Move(Callback):
+            order = -20
+            def after_backward(self): self.old = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+            def after_step(self): moved.append(((torch.cat([p.detach().flatten() for p in self.model.parameters()])-self.old).norm()/self.old.norm()).item())
+        learn = fit(make('sim_clr', cbs=[Alarms(), Move(), *cbs]))
+        assert moved[0] > 0 and learn.alarms.step_size() == pytest.approx(moved[0], rel=1e-4)      # the first of its four steps

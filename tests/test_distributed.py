@@ -12,7 +12,7 @@ from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, Gradien
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.training.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
-from self_supervised.vision.all import EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
+from self_supervised.vision.all import Alarms, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
 from test_methods import METHODS, image
 
 def start(rank, path):
@@ -72,7 +72,7 @@ def learner(name, **kw):
     items = [(image(i), torch.tensor(i%3)) for i in range(N)]
     trn = TfmdDL(items, bs=8, num_workers=0, get_idxs=lambda: ORDER)
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=4, num_workers=0), device=torch.device('cpu'))
-    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), *([GradientAccumulation(16)] if acc else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
+    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *([GradientAccumulation(16)] if acc else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
 
 def run(name):
     learn = learner(name)

@@ -62,7 +62,7 @@ def look(learn:Learner, x:Tensor, seed:int=0) -> AttrDict:
     res = AttrDict(n=len(x), width=min(z.shape[1:]), spread=spread(z[0]), feature_spread=spread(f[0]), rankme=rankme(z[0]),
                    auc=auc(z), feature_auc=auc(f), pixel_auc=auc(raw - raw.mean((0,1))) if pairs else math.nan,
                    view_difference=_difference(raw) if pairs else math.nan, view_spread=raw[0].std(0).mean().item(),
-                   spectrum=torch.linalg.svdvals(f[0].double()).numpy())
+                   spectrum=singular_values(f[0]).numpy())
     if hasattr(model, 'encoder_k'): res.teacher = teacher_distance(model)
     if getattr(model, 'queue', None) is not None and len(model.queue.real[0]) > 1: res.queue_spread = spread(model.queue.real[0][:1024])
     return res
@@ -309,10 +309,11 @@ class Alarms(FitCallback):
                                      math.nan, 'cannot be trained on', tries, self.epoch))
             if not rank_distrib(): print(self.raised[-1])
             self.leave(before)
-    def before_step(self):
+    def after_backward(self):                                        # in `before_step`, `MixedPrecision` steps already
         if not self.active: return
         sampled = self.n_steps < 20 and self.n_steps % 4 == 0 or self.n_steps % 50 == 0
         self.old = [p.detach().clone() for p in self.params()] if sampled else None
+
     def params(self): return [p for p in self.learn.model.parameters() if p.requires_grad]
     def after_step(self):
         if not self.active: return
