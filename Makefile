@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation bench-alarms test soak chaos run docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation bench-alarms bench-evaluation test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -46,6 +46,9 @@ bench-segmentation: .venv/.ready
 
 bench-alarms: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/alarms.py
+
+bench-evaluation: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/evaluation.py
 
 bench-photos: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/photos.py

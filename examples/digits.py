@@ -19,19 +19,22 @@ def supervised(dls, unsup, augs, epochs):
     learn.fit_one_cycle(epochs, 3e-3)
     return learn.final_record[-1]
 
-def learner(dls, unsup, cb, log=None):
-    return Learner(dls, create_projection_model(new_encoder()), cbs=[cb, *L(log)], metrics=KNN(unsup), path=Path('runs/digits'))
+def learner(dls, cb, *cbs):
+    learn = Learner(dls, create_projection_model(new_encoder()), cbs=[cb, Alarms(), *cbs], path=Path('runs/digits'))
+    learn.metrics = ssl_metrics(learn)
+    return learn
 
 def pretrain(learn, epochs):
     "The kNN accuracy after the last epoch"
     learn.fit_one_cycle(epochs, 4e-3)
-    return learn.final_record[-1]
+    return learner_knn(learn)
 
-def pictures(learn, cb, path):
-    "views.png, embedding.png, losses.png and encoder.safetensors"
-    for name,draw in dict(views=lambda: cb.show(n=6), embedding=lambda: plot_embedding(learn), losses=lambda: learn.recorder.plot_loss(skip_start=0)).items():
-        draw(); plt.savefig(path/f'{name}.png', dpi=100, bbox_inches='tight'); plt.close('all')
+def results(learn, n_labels, path):
+    "encoder.safetensors, report.html and embedding.png"
     learn.save_encoder(path/'encoder.safetensors')
+    learn.report(path/'report.html', 'SupCon on the digits', evaluate(learn, labels=range(1, n_labels)))
+    plot_embedding(learn)
+    plt.savefig(path/'embedding.png', dpi=100, bbox_inches='tight')
 
 @call_parse
 def main(
@@ -48,16 +51,15 @@ def main(
             return digits_dls(n_labels=n_labels, share=share, bs=256, seed=seed, size=size)
         dls = data(.5); unsup = dls.vocab.o2i['unsup']
         augs = get_supcon_aug_pipelines(size, **digits_views)
-        learn = learner(data(None), unsup, SimCLR(augs, temp=.5))
+        learn = learner(data(None), SimCLR(augs, temp=.5))
         row = {'raw pixels, kNN': learner_knn(learn, nn.Flatten()), 'untrained encoder, kNN': learner_knn(learn),
                'labels alone': supervised(dls, unsup, augs, epochs), 'SimCLR, kNN': pretrain(learn, epochs)}
-        cb = SupCon(augs, unsup, UnsupMethod.Only, temp=.5)
-        learn = learner(data(.5), unsup, cb, CSVLogger('metrics.csv') if seed == 0 else None)
+        learn = learner(data(.5), SupCon(augs, unsup, UnsupMethod.Only, temp=.5), *([CSVLogger('metrics.csv')] if seed == 0 else []))
         row['SupCon, kNN'] = pretrain(learn, epochs)
         rows.append(row)
-        if seed == 0: pictures(learn, cb, path)
+        if seed == 0: results(learn, n_labels, path)
     df = pd.DataFrame(rows)
     df.to_csv(path/'results.csv', index_label='seed')
     print(f"\nAccuracy on {len(dls.valid_ds)} held-out digits, {n_labels} labels per class, {seeds} seed(s), {os.cpu_count()} cores, {(time.time()-start)/60:.1f} minutes")
     print(df.T.assign(mean=df.mean(), std=df.std(ddof=0)).round(3).to_string())
-    print(f"\nPictures, metrics and the encoder are in {path}/")
+    print(f"\nOpen {path/'report.html'} in a browser: views, curves, neighbours, evaluation. The encoder and metrics.csv are beside it.")

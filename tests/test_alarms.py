@@ -3,8 +3,8 @@ import math
 import PIL.Image, numpy as np, pytest, torch
 from torch import nn
 from test_methods import METHODS, each, fit, image, make, make_dls, same, state
-from self_supervised.evaluation.alarms import Alarm, Alarms, where_nan
-from fastai.vision.all import (Callback, Categorize, CrossEntropyLossFlat, DataLoaders, Datasets, IntToFloatTensor, Learner, MixedPrecision, PILImage, TensorImage, TfmdDL, ToTensor, apply, first)
+from self_supervised.evaluation.alarms import Alarm, Alarms, collapse, where_nan
+from fastai.vision.all import (AttrDict, Callback, Categorize, CrossEntropyLossFlat, DataLoaders, Datasets, IntToFloatTensor, Learner, MixedPrecision, PILImage, TensorImage, TfmdDL, ToTensor, apply, first)
 from self_supervised.callback import SSLCallback
 from self_supervised.evaluation.health import ssl_metrics
 
@@ -77,6 +77,14 @@ def test_arguments():
 def test_one_class():
     dls = Datasets(range(45), [[image], [lambda i: ['a','unsup'][i%2], Categorize()]], splits=(list(range(33)), list(range(33,45)))).dataloaders(bs=8, num_workers=0)
     assert started(dls) == ['one class'] and started(make_dls()) == []
+
+@pytest.mark.parametrize('loss,spread,auc,raised', [(.2,.6,.72,True), (.2,.6,.95,False), (.2,.3,.95,True), (.8,.6,.6,False), (.8,.05,.6,True)])
+def test_solved_without_images(loss, spread, auc, raised):
+    "BYOL's and SimSiam's loss near its least value, 0, is a collapse only if embeddings do not tell images apart"
+    s = AttrDict(trivial=0., loss=loss, spread=spread, feature_spread=.7, auc=auc)
+    assert bool(collapse(s)) == raised
+    s.trivial = 5.
+    assert bool(collapse(s)) == (spread < .1)
 
 def test_teacher():
     learn = fit(make('byol', cbs=[Alarms(min_steps=3)], m=1.)); assert 'teacher stands still' in names(learn)

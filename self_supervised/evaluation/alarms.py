@@ -152,6 +152,9 @@ def collapse(s):
     if s.spread < .1: return Alarm('collapse', 'the spread of the embeddings', s.spread, 0, point, tries)
     if s.feature_spread < .1: return Alarm('collapse', "the spread of the encoder's features", s.feature_spread, 0, point, tries)
     if s.trivial == 0 and s.loss < .25 and s.spread < .4: return Alarm('collapse', 'the loss', s.loss, 0, point, tries)
+    if s.trivial == 0 and s.loss < .25 and s.auc < .78:
+        return Alarm('collapse', f"with a loss as low as {s.loss:.2g}, the chance that an image's views are more alike than views of "
+                     "different images", s.auc, .5, 'is chance', tries)
 
 def few_directions(s):
     least = (.06 if s.step_size > .03 else .03)*s.width

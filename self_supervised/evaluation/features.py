@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['knn_predict', 'knn_accuracy', 'norm_stats', 'get_features', 'learner_reader', 'embed', 'learner_unsup', 'learner_knn',
-           'item_labels', 'FeatureSample', 'SampleMetric', 'KNN', 'LinearProbe', 'spread']
+           'item_labels', 'FeatureSample', 'SampleMetric', 'KNN', 'fit_probe', 'LinearProbe', 'spread']
 
 # %% ../../nbs/70_evaluation.features.ipynb #5716090d
 from contextlib import nullcontext
 from importlib.util import find_spec
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, whole_views
 from ..images import ReadImage, find_images, readable
@@ -284,6 +286,15 @@ class KNN(SampleMetric):
     @property
     def name(self): return 'knn' if self.top == 1 else f'knn_top{self.top}'
 
+def fit_probe(
+    x:np.ndarray, y:np.ndarray, # (n, d) features and their (n,) labels
+    C:float=1. # Inverse strength of the L2 penalty
+): # With `predict` and `score`
+    "Logistic regression on standardised features, fitted"
+    rotate = [PCA(svd_solver='full')] if x.shape[1] > len(x) and np.ptp(x, 0).any() else []
+    with threadpool_limits(1):                                      # BLAS threads wait for torch's, and for each other, longer than they work
+        return make_pipeline(StandardScaler(), *rotate, LogisticRegression(C=C, max_iter=2000)).fit(x, y)
+
 class LinearProbe(SampleMetric):
     "Accuracy of a logistic regression on standardised features of labelled training images, for validation images"
     def __init__(self,
@@ -296,8 +307,7 @@ class LinearProbe(SampleMetric):
     name = 'probe'
     def figure(self, bank, y, x, t):
         if len(y.unique()) < 2: raise ValueError("the labelled training images are all of one class")
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=1000))
-        return float(probe.fit(bank.numpy(), y.numpy()).score(x.numpy(), t.numpy()))
+        return float(fit_probe(bank.numpy(), y.numpy(), self.C).score(x.numpy(), t.numpy()))
 
 # %% ../../nbs/70_evaluation.features.ipynb #845de2a0
 def spread(z:Tensor # (n, d) embeddings

@@ -10,11 +10,7 @@ __all__ = ['RawPixels', 'untrained_encoder', 'class_mean_accuracy', 'choose_C', 
 import json
 from html import escape
 from scipy.stats import t as student_t
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch.optim.swa_utils import update_bn
 from xxhash import xxh3_64_hexdigest
 from fastprogress import progress_bar
@@ -23,7 +19,7 @@ import self_supervised
 from ..augmentations import no_random_change
 from ..callback import SSLCallback
 from ..data import few_labels
-from .features import _first_label, _how_trained, _is_class, get_features, item_labels, knn_accuracy, norm_stats
+from .features import _first_label, _how_trained, _is_class, fit_probe, get_features, item_labels, knn_accuracy, norm_stats
 from ..layers import create_encoder, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
@@ -71,11 +67,6 @@ def class_mean_accuracy(
     means = F.normalize(torch.stack([bank[y == c].mean(0) for c in classes]), dim=1)
     return (classes[(x.float() @ means.T).argmax(1)] == targ).float().mean().item()
 
-def _probe(x, y, C):
-    "Logistic regression on standardised features"
-    rotate = [PCA(svd_solver='full')] if x.shape[1] > len(x) and np.ptp(x, 0).any() else []
-    return make_pipeline(StandardScaler(), *rotate, LogisticRegression(C=C, max_iter=2000)).fit(x, y)
-
 def choose_C(
     bank:Tensor, y:Tensor, # (n, d) features and their (n,) labels
     Cs:tuple, # Inverse strengths of the regularisation to choose from
@@ -86,7 +77,7 @@ def choose_C(
     if counts.min() < 2: return 1.
     fit,held = train_test_split(np.arange(len(y)), test_size=max(len(y)//5, len(classes)), random_state=seed, stratify=y.numpy())
     x,y = bank.double().numpy(),y.numpy()
-    return max(sorted(Cs), key=lambda C: _probe(x[fit], y[fit], C).score(x[held], y[held]))
+    return max(sorted(Cs), key=lambda C: fit_probe(x[fit], y[fit], C).score(x[held], y[held]))
 
 def linear_probe(
     bank:Tensor, y:Tensor, # (n, d) features and their (n,) labels
@@ -94,7 +85,7 @@ def linear_probe(
     C:float=1. # Inverse strength of the L2 regularisation, see `choose_C`
 ) -> float:
     "Accuracy of logistic regression on standardised features"
-    return _probe(bank.double().numpy(), y.numpy(), C).score(x.double().numpy(), targ.numpy())
+    return fit_probe(bank.double().numpy(), y.numpy(), C).score(x.double().numpy(), targ.numpy())
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #7cf54366
 class _Chosen:
