@@ -20,9 +20,7 @@ def supervised(dls, unsup, augs, epochs):
     return learn.final_record[-1]
 
 def learner(dls, cb, *cbs):
-    learn = Learner(dls, create_projection_model(new_encoder()), cbs=[cb, Alarms(), *cbs], path=Path('runs/digits'))
-    learn.metrics = ssl_metrics(learn)
-    return learn
+    return Learner(dls, create_projection_model(new_encoder()), cbs=[cb, *cbs], metrics=KNN(), path=Path('runs/digits'))
 
 def pretrain(learn, epochs):
     "The kNN accuracy after the last epoch"
@@ -40,7 +38,7 @@ def results(learn, n_labels, path):
 def main(
     seeds:int=1, # Runs, each with its own split, labels and initialisation
     n_labels:int=5, # Labelled images per class
-    epochs:int=40, # Epochs of pretraining
+    epochs:int=30, # Epochs of pretraining
 ):
     "Pretrain SimCLR and SupCon on the digits and compare kNN accuracy on the held-out ones"
     path,rows,start = Path('runs/digits'),[],time.time()
@@ -54,7 +52,8 @@ def main(
         learn = learner(data(None), SimCLR(augs, temp=.5))
         row = {'raw pixels, kNN': learner_knn(learn, nn.Flatten()), 'untrained encoder, kNN': learner_knn(learn),
                'labels alone': supervised(dls, unsup, augs, epochs), 'SimCLR, kNN': pretrain(learn, epochs)}
-        learn = learner(data(.5), SupCon(augs, unsup, UnsupMethod.Only, temp=.5), *([CSVLogger('metrics.csv')] if seed == 0 else []))
+        learn = learner(data(.5), SupCon(augs, unsup, UnsupMethod.Only, temp=.5), Alarms(), CSVLogger('metrics.csv'))
+        learn.metrics = ssl_metrics(learn)
         row['SupCon, kNN'] = pretrain(learn, epochs)
         rows.append(row)
         if seed == 0: results(learn, n_labels, path)

@@ -675,6 +675,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'self_supervised/evaluation/protocol.py'),
                                                      'self_supervised.evaluation.protocol._list': ( 'evaluation.protocol.html#_list',
                                                                                                     'self_supervised/evaluation/protocol.py'),
+                                                     'self_supervised.evaluation.protocol._name': ( 'evaluation.protocol.html#_name',
+                                                                                                    'self_supervised/evaluation/protocol.py'),
                                                      'self_supervised.evaluation.protocol._reset': ( 'evaluation.protocol.html#_reset',
                                                                                                      'self_supervised/evaluation/protocol.py'),
                                                      'self_supervised.evaluation.protocol._sample': ( 'evaluation.protocol.html#_sample',

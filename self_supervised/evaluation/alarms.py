@@ -202,7 +202,7 @@ def queue_alike(s):
         return Alarm('queue of one image', 'the spread of the queue', s.queue_spread, 0, 'is one image for all entries',
                      ('a lower learning rate','m nearer to 1, so that keys change slowly'))
 
-in_training = [collapse, few_directions, variance_lost, loss_trivial, views_unrelated, teacher_off, queue_alike]
+in_training = [views_unrelated, collapse, few_directions, variance_lost, loss_trivial, teacher_off, queue_alike]
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #872362b3
 def _bad(o): return isinstance(o, Tensor) and o.is_floating_point() and not o.isfinite().all()

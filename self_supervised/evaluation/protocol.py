@@ -283,6 +283,11 @@ def _with_statistics(encoder, data, how, seed):
     update_bn(x.tensor_split(max(1, len(x)//64)), encoder, getattr(first(encoder.parameters()), 'device', 'cpu'))
     return encoder
 
+def _name(method, own_images):
+    "Of the features of `method`; one that has seen the labels says so, or its few-label curve would be taken for one"
+    if method is None: return 'encoder'
+    return type(method).__name__ + ' (trained with the labels)'*(own_images and hasattr(method, 'sup_lf'))
+
 def _check_arguments(labels, draws, n, Cs, name):
     "Raise for arguments that no figure can be had with"
     if draws < 5: raise ValueError(f"draws must be at least 5, or their interval says little, got {draws!r}")
@@ -297,7 +302,7 @@ def _check_arguments(labels, draws, n, Cs, name):
 def evaluate(
     encoder:Learner|nn.Module|str|Path, # A learner, an encoder, or the file of one
     dls:DataLoaders|None=None, # Labelled images for training and validation; None are those of the learner
-    name:str|None=None, # Of the features; None is that of the learner's method, or 'encoder'
+    name:str|None=None, # Of the features; None names the learner's method
     data:str='own images', # Name of the data set
     transfer:dict|None=None, # Other DataLoaders by name, which are evaluated on as well
     unsup_class_id:int|None=None, # Label of the unlabelled images of `dls`, which are left out; None asks the method, then the vocabulary
@@ -324,7 +329,7 @@ def evaluate(
     size,norm = _how_trained(encoder, size, stats)
     how,model = dict(size=size, stats=norm_stats(norm) or _as_is['stats']),get_model(encoder.model).encoder if own else encoder
     fresh = _with_statistics(untrained_encoder(model, seed) if untrained is None else untrained, sets[0], how, seed)
-    judged = dict(zip((*_baselines, name or (type(method).__name__ if method else 'encoder')), (RawPixels(), fresh, model)))
+    judged = dict(zip((*_baselines, name or _name(method, own and dls is encoder.dls)), (RawPixels(), fresh, model)))
     todo,rows = list(itertools.product(sets, judged.items())),[]
     for d,(name_,f) in progress_bar(todo, leave=False) if max(len(d.y)+len(d.t) for d in sets) > 5000 else todo:
         bank,x = (get_features(f, o, **how)[0] for o in d.loaders)
