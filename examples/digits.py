@@ -52,7 +52,7 @@ def main(
         learn = learner(data(None), SimCLR(augs, temp=.5))
         row = {'raw pixels, kNN': learner_knn(learn, nn.Flatten()), 'untrained encoder, kNN': learner_knn(learn),
                'labels alone': supervised(dls, unsup, augs, epochs), 'SimCLR, kNN': pretrain(learn, epochs)}
-        learn = learner(data(.5), SupCon(augs, unsup, UnsupMethod.Only, temp=.5), Alarms(), CSVLogger('metrics.csv'))
+        learn = learner(data(.5), SupCon(augs, unsup, UnsupMethod.Only, temp=.5), Alarms(), *L(CSVLogger('metrics.csv') if seed == 0 else None))
         learn.metrics = ssl_metrics(learn)
         row['SupCon, kNN'] = pretrain(learn, epochs)
         rows.append(row)

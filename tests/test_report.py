@@ -1,12 +1,14 @@
 "The report of a training, opened in a browser: complete, readable on a telephone, by keyboard and by a screen reader."
 import os, shutil
+from html import unescape
 from pathlib import Path
 import matplotlib; matplotlib.use('Agg')
 import pytest
 from fastai.vision.all import DataLoaders, Learner, TfmdDL, noop, set_seed
 from test_methods import METHODS, fit, image, make, make_dls
 from self_supervised.evaluation.alarms import Alarms
-from self_supervised.evaluation.health import GradNorm, ssl_metrics
+from self_supervised.evaluation.health import ssl_metrics
+from self_supervised.evaluation.protocol import evaluate
 import self_supervised.evaluation.report
 
 chromium = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -59,6 +61,23 @@ def test_says_what_happened(path):
     text = path.read_text()
     assert path.stat().st_size < 5e6
     for o in ('MOCO','test_resnet','rankme','false_negs','Alarm','create_encoder','torch','No evaluation was asked for'): assert o in text, o
+
+def test_result_comes_first(tmp_path):
+    "The accuracy, with its baselines and interval, before all sections; a loss to a baseline is called one"
+    learn = fit(make('sup_con', make_dls(n=60), cbs=[Alarms(min_steps=1000)]), 12)
+    o = evaluate(learn, labels=(1,), Cs=(.1,))
+    own,raw = (o.df.features == n for n in ('SupCon (trained with the labels)','raw pixels'))
+    for better in (True,False):
+        o.df.loc[own, 'mean'],o.df.loc[raw, 'mean'] = (.75,.5) if better else (.5,.75)
+        page = learn.report(tmp_path/'r.html', evaluation=o).read_text()
+        head = page[:page.index('<nav')]
+        assert ('75.0 %' if better else '50.0 %') + '</strong>' in head and 'untrained encoder' in head and '95 % interval' in head
+        assert ('no better than without' in head) != better and 'No alarm' in head and 'that of a model that guesses' in head
+    assert page.index('Evaluation beside baselines</h2>') < page.index('Course of training</h2>')
+    assert 'No few-label result' in page and page.count('<details>') == 1
+    assert page.count('<summary>All 12 epochs') == 1 and '<dt>valid_loss</dt>' in page and '<a href="https://arxiv.org/abs/2004.11362">' in page
+    code = page[page.index('<pre'):page.index('</pre>')]
+    compile(unescape(code[code.index('<code>')+6:code.index('</code>')]), 'again', 'exec')
 
 def test_before_a_fit_and_without_a_method(tmp_path):
     with pytest.raises(ValueError, match='has not trained'): make('sim_clr').report(tmp_path/'r.html')

@@ -292,7 +292,7 @@ def fit_probe(
 ): # With `predict` and `score`
     "Logistic regression on standardised features, fitted"
     rotate = [PCA(svd_solver='full')] if x.shape[1] > len(x) and np.ptp(x, 0).any() else []
-    with threadpool_limits(1):                                      # BLAS threads wait for torch's, and for each other, longer than they work
+    with threadpool_limits(1):                                      # several threads wait for each other longer than they work
         return make_pipeline(StandardScaler(), *rotate, LogisticRegression(C=C, max_iter=2000)).fit(x, y)
 
 class LinearProbe(SampleMetric):

@@ -174,13 +174,15 @@ def _how(name, p, df):
     "How the figures of the data set `name` were made"
     C = ', '.join(f"{o.features} {o.C:g}" for o in df[(df.data == name) & (df.labels == 'all') & df.C.notna()].itertuples())
     few = (f"Few labels, {_list(p['sizes'])} per class: {p['draws']} draws of seeds {p['seed']} to {p['seed']+p['draws']-1}, the same "
-           "for all features; ± is half of the 95 % interval of the mean over draws; the linear probe has C = 1.")
+           "for all features; ± is half of the 95 % interval of the mean over draws, of one training; "
+           "kNN has k = the labels per class; the linear probe has C = 1.")
     return ' '.join(filter(None, [
         f"{name}: {p['training']:,} labelled training images without augmentation, {p['test']:,} test images (the validation set), "
         f"{p['classes']} classes.",
         p['unlabelled'] and f"Left out: {p['unlabelled']:,} images without a label.",
         p['beyond'] and f"Left out: {p['beyond']:,} images beyond n = {p['n']:,} per set.",
-        f"kNN: cosine, k = {p['k']} or the images of the smallest class, temperature {p['temp']:g}.",
+        f"kNN: cosine, k = {min(p['k'], p['smallest'])}{' (the smallest class has no more images)' if p['smallest'] < p['k'] else ''}, "
+        f"temperature {p['temp']:g}.",
         "Linear probe: logistic regression on standardised features; "
         + (f"C of {_list(p['Cs'])}, chosen on a fifth of the training images: {C}." if p['smallest'] > 1
            else "C = 1, as a class has one image."),

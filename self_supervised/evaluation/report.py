@@ -10,6 +10,7 @@ import base64, inspect, io, platform
 from html import escape
 from importlib.metadata import version
 import PIL.Image
+from scipy.stats import binomtest
 from fastai.vision.all import *
 import self_supervised
 from ..callback import *
@@ -23,10 +24,11 @@ from .pictures import *
 
 # %% ../../nbs/76_evaluation.report.ipynb #7f09ae0b
 _style = '''
-:root { color-scheme: light dark; --ink:#1b1b1b; --paper:#fff; --soft:#f1f3f5; --line:#c9ced4;
+:root { color-scheme: light dark; --ink:#1b1b1b; --soft-ink:#4a4f55; --paper:#fff; --soft:#f1f3f5; --line:#c9ced4;
         --bad:#a3001b; --good:#0b6b3a; --link:#0645ad }
 @media (prefers-color-scheme: dark) {
-  :root { --ink:#e8e8e8; --paper:#16181b; --soft:#22262b; --line:#474e57; --bad:#ff9aa8; --good:#7fdca8; --link:#9cc4ff } }
+  :root { --ink:#e8e8e8; --soft-ink:#b5bbc2; --paper:#16181b; --soft:#22262b; --line:#474e57; --bad:#ff9aa8; --good:#7fdca8;
+          --link:#9cc4ff } }
 * { box-sizing: border-box }
 body { font: 1rem/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 62rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
@@ -35,17 +37,24 @@ h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--li
 a { color: var(--link) } nav a { margin-right: 1rem; display: inline-block }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem } caption { text-align: left; padding: .3rem 0 }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th[scope=row] { text-align: left } .text td, .text th { text-align: left; white-space: normal }
-figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px } figcaption, small { font-size: .9rem }
+th[scope=row], th:first-child, .text td, .text th { text-align: left } .text td, th { white-space: normal } table { overflow-wrap: normal }
+.text td { overflow-wrap: anywhere; min-width: 10rem }
+figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+figcaption, caption, small { font-size: .9rem; color: var(--soft-ink) } dt { font-weight: 600 } dd { margin: 0 0 .4rem 1rem }
+@media (prefers-color-scheme: dark) { img { filter: brightness(.8) } }
 .bad, .good { border-left: .4rem solid; padding: .5rem .8rem; background: var(--soft); margin: .5rem 0 }
 .bad { border-color: var(--bad) } .good { border-color: var(--good) }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto } :focus-visible { outline: 3px solid var(--link) }
 '''
 
+def _linked(s:str) -> str:
+    "`s` as HTML, with a link for each number of a paper"
+    return re.sub(r'\b(\d{4}\.\d{5})\b', r'<a href="https://arxiv.org/abs/\1">\1</a>', escape(s))
+
 def _table(df:pd.DataFrame, caption:str, text:bool=False) -> str:
     "An HTML table that scrolls by itself"
     head = ''.join(f'<th scope="col">{escape(str(c))}</th>' for c in df.columns)
-    cell = lambda v: escape('' if isinstance(v, float) and math.isnan(v) else f'{v:.4g}' if isinstance(v, float) else str(v))
+    cell = lambda v: _linked('' if isinstance(v, float) and math.isnan(v) else f'{v:.4g}' if isinstance(v, float) else str(v))
     row = lambda i,o: f'<tr><th scope="row">{escape(str(i))}</th>{"".join(f"<td>{cell(v)}</td>" for v in o)}</tr>'
     rows = ''.join(map(row, df.index, df.values))
     kind = 'text' if text else 'numbers'
@@ -79,19 +88,22 @@ def _page(title:str, lead:str, sections:dict) -> str:
             f'<main>{body}</main></body></html>')
 
 # %% ../../nbs/76_evaluation.report.ipynb #eaf4d36b
+def _opt_name(learn): return getattr(getattr(learn.opt_func, 'func', learn.opt_func), '__name__', '...')
+
 def _setup(learn, cb) -> pd.DataFrame:
     "What was trained on what"
     model,rec,spec = get_model(learn.model),learn.recorder,getattr(get_model(learn.model).encoder, 'spec', {})
     ys,unsup,vocab = item_labels(learn.dls.train.dataset),learner_unsup(learn),getattr(learn.dls, 'vocab', None)
     n = 0 if ys is None else int((ys != ifnone(unsup, -1)).sum())
-    opt = f"{type(learn.opt).__name__}, {getattr(learn.opt_func, '__name__', '')}"
     count = lambda m: f'{sum(p.numel() for p in m.parameters()):,} weights'
-    rows = {'method':f'{type(cb).__name__}: {type(cb).__doc__}',
+    name,doc = type(cb).__name__,type(cb).__doc__ or ''
+    rows = {'method':doc if doc.startswith(name) else f'{name}: {doc}',
             'images':f'{dataset_len(learn.dls.train) or "a stream"} for training, {dataset_len(learn.dls.valid)} for validation',
+            'views':f"{cb.n_views} of each image, the first of {' × '.join(map(str, L(learner_size(learn)))) or '?'} pixels",
             'labels':f'{n} of the training images, {len(vocab or [])-(unsup is not None)} classes' if n else 'none',
             'encoder':f"{spec.get('arch', type(model.encoder).__name__)}, {count(model.encoder)}", 'projector':count(model.projector),
             'training':f'{len(rec.values)} epochs, {len(rec.losses)} steps, batches of {getattr(learn.dls.train, "bs", "?")} images',
-            'optimizer':f"{opt}, largest learning rate {max(rec.lrs, default=math.nan):.3g}",
+            'optimizer':f"{_opt_name(learn)}, largest learning rate {max(rec.lrs, default=math.nan):.3g}",
             'precision':first(type(o).__name__ for o in learn._grab_cbs(MixedPrecision)) or 'fp32',
             'callbacks':', '.join(type(o).__name__ for o in learn.cbs)}
     return pd.DataFrame({'value':rows}).rename_axis('what')
@@ -111,33 +123,95 @@ def _again(learn, cb) -> str:
     enc = [repr(spec.get('arch', '...')), 'pretrained=False', *(f'{k}={v!r}' for k,v in known.items())]
     args = [n for n in inspect.signature(type(cb)).parameters if n not in ('aug_pipelines','print_augs') and hasattr(cb, n)]
     method = _call(name, ['augs', *(f'{n}={getattr(cb, n)!r}' for n in args)])
-    opt,lr = getattr(learn.opt_func, '__name__', '...'),max(learn.recorder.lrs, default=math.nan)
+    lr = max(learn.recorder.lrs, default=math.nan)
     return '\n'.join(['from self_supervised.vision.all import *', 'set_seed(...)   # before data and model are made',
                       f"encoder = {_call('create_encoder', enc)}", 'model   = ...   # the encoder and this projector:',
                       *(f'#   {o}' for o in str(get_model(learn.model).projector).split('\n')),
                       'augs    = ...   # pipelines of these views:',
-                      *(f'# view {i+1}: {p}' for i,p in enumerate(cb.aug_pipelines)),
-                      f'learn   = Learner(dls, model, opt_func={opt}, cbs={method})',
+                      *(f'# view {i+1}: {p}'.rstrip().replace('\n', '\n#') for i,p in enumerate(cb.aug_pipelines)),
+                      f'learn   = Learner(dls, model, opt_func={_opt_name(learn)}, cbs={method})',
                       f'learn.fit({len(learn.recorder.values)}, ...)   # learning rates up to {lr:.3g}'])
 
 # %% ../../nbs/76_evaluation.report.ipynb #76701643
-def _verdict(learn):
+def _percent(p): return f'{100*p:.1f} %'
+
+def _verdict(learn) -> str:
     "What is wrong, before anything else"
     cb = first(learn._grab_cbs(Alarms))
     if cb is None or not hasattr(cb, 'raised'): return '<p>Nobody watched this training: add <code>Alarms()</code> to its callbacks.</p>'
-    if not cb.raised:
-        return ('<p class="good"><strong>No alarm</strong> was raised: the embeddings spread, the loss left that of guessing, views say '
-                'something of their images.</p>')
-    return ''.join(f'<p class="bad"><strong>Alarm.</strong> {escape(str(o))}</p>' for o in cb.raised)
+    if cb.raised: return ''.join(f'<p class="bad"><strong>Alarm.</strong> {escape(str(o))}</p>' for o in cb.raised)
+    seen,s = '',cb.looks[-1] if cb.looks else {}
+    if s:
+        seen = (f'After the last epoch the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even; an image was more '
+                f'like its own other view than like that of another image in {_percent(s.auc)} of cases, where 50 % is chance.')
+    if s and s.trivial: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
+    return f'<p class="good"><strong>No alarm.</strong> Nothing broke, which does not say that the features are good. {seen}</p>'
 
+def _result(o:Evaluation|None) -> str:
+    "The accuracy that counts, in a sentence with its baselines"
+    if not o: return ''
+    (data,facts),*_ = o.protocol.items()
+    df = o.df[(o.df.data == data) & (o.df.figure == 'kNN') & (o.df.labels == 'all')]
+    *baselines,own = df[['features','mean']].itertuples(index=False)
+    n = facts['test']
+    lo,hi = binomtest(round(own.mean*n), n).proportion_ci(method='wilson')
+    better = own.mean > max(b.mean for b in baselines)
+    return (f'<p class="{"good" if better else "bad"}"><strong>{_percent(own.mean)}</strong> of {n} validation images get their class from '
+            f'their nearest among {facts["training"]} labelled training images, by the features of <strong>{escape(own.features)}</strong> '
+            f'(95 % interval for so many images: {_percent(lo)} to {_percent(hi)}). Without training: '
+            + ', '.join(f'{escape(b.features)} {_percent(b.mean)}' for b in baselines) + '. It is one training, after its last epoch.'
+            + ('' if better else ' <strong>This is no better than without.</strong>') + '</p>')
+
+
+# %% ../../nbs/76_evaluation.report.ipynb #4e6856bc
+_meaning = {
+    'train_loss':'loss of training batches, smoothed; its batches are others, so that its height does not compare with valid_loss',
+    'valid_loss':'loss of validation batches',
+    'knn':'share of validation images whose nearest labelled training images are of their class; higher is better',
+    'knn_top5':'share of validation images whose class is among the five with the nearest images',
+    'probe':'accuracy of a linear classifier on the features, for validation images; higher is better',
+    'spread':'standard deviation of embeddings; 1 is evenly spread, 0 is one point for all images',
+    'rankme':'how many directions the embeddings use; a few per cent of the width is a collapse, above that no value is good by itself',
+    'lidar':'how many directions tell images apart, beyond what tells views of an image apart; to be read like rankme',
+    'alignment':'squared distance of two views of an image, from 0 to 4; lower is better as long as spread is near 1',
+    'uniformity':'how evenly embeddings cover the sphere; lower is more even, 0 is one point',
+    'teacher':"distance of the momentum encoder's weights from those of the encoder, over their length; 0 is no teacher",
+    'false_negs':'share of the queue that is nearer to an image than its own second view',
+    'grad_norm':'length of the gradient, mean over steps',
+    'unsup':'part of valid_loss about images without a label; 0 where all validation images have one and only those without are counted',
+    'sup':'part of valid_loss about images with a label'}
+
+def _curves(rows, evaluation):
+    "`plot_health` with the baselines of an evaluation"
+    axs = plot_health(rows, ncols=2)
+    for ax in axs if evaluation else ():
+        df = evaluation.df[(evaluation.df.data == first(evaluation.protocol)) & (evaluation.df.labels == 'all')]
+        df = df[df.figure == dict(knn='kNN', probe='linear probe').get(ax.get_title())]
+        for o,style in zip(df[:-1].itertuples(), (':','--')): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
+        if len(df): ax.legend(fontsize=7)
+    return axs
+
+def _course(rows, evaluation) -> str:
+    "Curves, what they mean, some epochs and, to be opened, all"
+    few = rows.iloc[np.unique(np.linspace(0, len(rows)-1, 8).astype(int))]
+    what = ''.join(f'<dt>{escape(o)}</dt><dd>{escape(_meaning[o])}</dd>' for o in rows.columns if o in _meaning)
+    every = _table(rows, 'Every epoch, as fastai prints it')
+    return (_picture(lambda: _curves(rows, evaluation), 'Losses, and each column of the table, over epochs') + f'<dl>{what}</dl>'
+            + (every if len(few) == len(rows) else
+               _table(few, 'Some epochs') + f'<details><summary>All {len(rows)} epochs</summary>{every}</details>'))
+
+
+# %% ../../nbs/76_evaluation.report.ipynb #2e1ce99d
 def _looks(learn, alarms, n) -> str:
     "Pictures of embeddings and features"
     features,y = get_features(learn)
-    vocab,k = getattr(learn.dls, 'vocab', None),min(6, len(features)-1)
+    vocab,k = getattr(learn.dls, 'vocab', None),min(4, len(features)-1)
     res = [_picture(lambda: plot_similarities(learn),
-                    'Cosine similarities of two views of one image (positives) and of views of different images (negatives)'),
-           _picture(lambda: show_nearest(learn.dls.valid_ds, features, min(5, len(features)), k=k),
-                    'Validation images, left, and the images whose features are nearest; titles in red are of another class'),
+                    'Cosine similarities of training images behind the projector: two views of one image (positives), and views of '
+                    'different images (negatives, among them images of one class)'),
+           _picture(lambda: show_nearest(learn.dls.valid_ds, features, min(4, len(features)), k=k),
+                    'Validation images drawn at random, left, and those whose features are nearest, with their similarity; red is another '
+                    'class'),
            _picture(lambda: plot_map(features, y, 'tsne' if len(features) > 10 else 'pca', vocab, n=n),
                     'Map of validation images by features')]
     looks = getattr(alarms, 'looks', [])
@@ -147,6 +221,22 @@ def _looks(learn, alarms, n) -> str:
                                   'Singular values of the features, from before the first step (light) to the last epoch (dark)'))
     return ''.join(res)
 
+def _evaluation(o:Evaluation, cb) -> str:
+    "All figures, a column for each of the features, and how they were made"
+    table,n = o.table().T.iloc[:,::-1],first(o.protocol.values())['training']
+    every = f'all {n} labels' if len(o.protocol) == 1 else 'all labels'
+    table.index = [f'{b}, {every}' if a == 'all labels' else f"{a.split(',')[0]}, {b} per class" for a,b in table.index]
+    if table.columns.nlevels > 1: table.columns = [', '.join(i) for i in table.columns]
+    how = ''.join(f'<p><small>{escape(l)}</small></p>' for l in o.how.split('\n'))
+    res,curve = _table(table.rename_axis('figure'), 'Accuracy on validation images'),(o.df.labels != 'all').any()
+    if curve: res += _picture(lambda: o.plot(), 'Accuracy over labels per class; bars are over draws of the labels, not over trainings')
+    if curve and hasattr(cb, 'sup_lf'):
+        res += ('<p class="bad"><strong>No few-label result.</strong> This method has trained with all labels of the training images, also '
+                'where its curve counts fewer per class. What fewer labels give takes a training with fewer.</p>')
+    return res + how
+
+
+# %% ../../nbs/76_evaluation.report.ipynb #d8718a9f
 @patch
 def report(self:Learner,
     path:str|Path='report.html', # File to write
@@ -161,26 +251,19 @@ def report(self:Learner,
     if evaluation is True: evaluation = evaluate(self) if labelled else None
     title,sections = ifnone(title, f'{type(cb).__name__}: a report on a training'),{}
     sections['What was trained'] = _table(_setup(self, cb), 'Data, model and training', text=True)
-    curves = _picture(lambda: plot_health(rows), 'Losses, and each column of the table, over epochs')
-    sections['Course of training'] = curves + _table(rows, 'A row for each epoch, as fastai prints it')
+    why = 'No evaluation was asked for.'
+    if not labelled: why = 'There are no labels to evaluate with: look at the neighbours and the map below.'
+    sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else f'<p>{why}</p>'
+    sections['Course of training'] = _course(rows, evaluation)
     sections['Views'] = '<p>What the method makes of images: each row is an image, each column a view.</p>' + _picture(
         lambda: cb.show(n=5), 'Views of five training images, as the loss sees them')
     sections['What the encoder has learnt'] = _looks(self, alarms, n)
-    why = 'No evaluation was asked for.'
-    if not labelled: why = 'There are no labels to evaluate with: look at the neighbours and the map above.'
-    sections['Evaluation beside baselines'] = _evaluation(evaluation) if evaluation else f'<p>{why}</p>'
+    dots = ('<p>What the learner knows of itself. It does not know what stands as three dots: the images, and the seed that was set before '
+            'all else.</p>')
     code = f'<pre tabindex="0"><code>{escape(_again(self, cb))}</code></pre>'
-    sections['How to do it again'] = code + _table(_environment(self), 'Environment', text=True)
+    sections['How to do it again'] = dots + code + _table(_environment(self), 'Environment', text=True)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title, _verdict(self), sections), encoding='utf-8')
+    path.write_text(_page(title, _verdict(self) + _result(evaluation), sections), encoding='utf-8')
     return path
 
-def _evaluation(o:Evaluation) -> str:
-    table = o.table()
-    table.columns = [f'{a}: {b}' for a,b in table.columns]
-    if table.index.nlevels > 1: table.index = [', '.join(i) for i in table.index]
-    how = ''.join(f'<p><small>{escape(l)}</small></p>' for l in o.how.split('\n'))
-    few = (o.df.labels != 'all').any()
-    return _table(table.rename_axis('features'), 'Accuracy on validation images, beside raw pixels and the untrained encoder') + (
-        _picture(lambda: o.plot(), 'Accuracy over labels per class') if few else '') + how
