@@ -4,6 +4,7 @@ from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, DINOLoss, NegativeC
 from lightly.loss import VICRegLoss as LightlyVICReg
 from lightly.loss import swav_loss
 from pytorch_metric_learning.losses import SupConLoss, VICRegLoss as PMLVICReg, NTXentLoss as PMLNTXent
+from self_supervised import losses
 from self_supervised.losses import (barlow_twins, byol, dcl, dino, info_nce, moco_v3, nnclr, nt_xent, simsiam, sinkhorn, supcon, supcon_keys, swav,
                                     vicreg_loss)
 
@@ -84,6 +85,26 @@ def test_redundancy(b, d):
     same(lambda z: barlow_twins(z), lambda z: BarlowTwinsLoss()(*z.chunk(2)), z)
     same(lambda z: vicreg_loss(z, variance=12.5)[0], lambda z: LightlyVICReg()(*z.chunk(2)), z)
     same(lambda z: vicreg_loss(z, variance=12.5)[0], lambda z: PMLVICReg()(z[:b], ref_emb=z[b:]), z)
+
+@pytest.mark.parametrize('b,d', [(6,16), (32,8), (8,8)])
+@pytest.mark.parametrize('hsic', [False,True])
+def test_barlow_twins_from_either_matrix(b, d, hsic):
+    "The paper's formula over the d×d correlations, whichever of them and the B×B Gram matrices is smaller"
+    def naive(z):
+        a,b = ((o-o.mean(0))/(o.var(0, unbiased=False)+1e-5).sqrt() for o in z.chunk(2))
+        c = a.T @ b/len(a)
+        off = (c+hsic).square()
+        return (c.diagonal()-1).square().sum() + .02*(off.sum()-off.diagonal().sum())
+    same(lambda z: barlow_twins(z, .02, hsic), naive, pair(b=b, d=d)[0])
+
+@pytest.mark.parametrize('f', [nt_xent, dcl, lambda z: dcl(z, .2, .5), lambda z: supcon(z, torch.arange(len(z))%5),
+                               lambda z: info_nce(*z.chunk(2), z.detach()[:7])], ids='nt_xent dcl dclw supcon info_nce'.split())
+def test_blocks_of_rows(f, monkeypatch):
+    "Three rows at a time, with a rest of one, as all at once"
+    z = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    whole = grads(f, z)
+    monkeypatch.setattr(losses, '_held', 60)
+    for a,b in zip(grads(f, z), whole): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 @pytest.mark.parametrize('eps,n', [(.05,3), (.1,1), (.03,10)])
 def test_sinkhorn_and_swav(eps, n):
