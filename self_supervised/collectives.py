@@ -49,13 +49,18 @@ class _Gather(torch.autograd.Function):
         dist.all_gather(res, mine)
         return torch.cat([o[:n] for o,n in zip(res, sizes)])
     @staticmethod
-    def backward(ctx, g): return g.split(ctx.sizes)[dist.get_rank()]*len(ctx.sizes),None
+    def backward(ctx, g):
+        most,n = max(ctx.sizes),ctx.sizes[dist.get_rank()]
+        parts = [torch.cat([o, o.new_zeros(most-len(o), *o.shape[1:])]) for o in g.split(ctx.sizes)]
+        mine = torch.empty_like(parts[0])
+        dist.reduce_scatter(mine, parts)
+        return mine[:n],None
 
 def gather(
     x:Tensor, # (n, ...) rows of this process; only n may differ between processes
     sizes:list|None=None # n of every process, from `all_sizes`; None asks them
 ) -> Tensor: # (sum of n, ...) rows of all processes, in their order
-    "Rows of all processes. For a loss that every process computes alike, under DDP, the gradient is that of one process"
+    "Rows of all processes; on the way back, the gradients that all processes have for the own rows are summed"
     if world() == 1: return x
     return _Gather.apply(x, sizes or all_sizes(len(x), x.device))
 

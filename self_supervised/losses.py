@@ -35,9 +35,10 @@ def _to_others(z, i, temp):
     "Similarities of the rows `i` with all rows of the normalised `z`, over `temp`; -inf of a row with itself"
     return (z[i] @ z.T / check_temp(temp)).scatter_(1, i[:,None], -torch.inf)
 
-def _by_rows(f, n, m, *args):
-    "`f(i, *args)` summed over blocks `i` of `n` rows of an (n, m) matrix"
-    blocks = torch.arange(n, device=args[0].device).split(max(_held//max(m, 1), 1))
+def _by_rows(f, n, m, rows, *args):
+    "`f(i, *args)` summed over blocks `i` of `rows`, numbers of rows of an (n, m) matrix; None is all of them"
+    if rows is None: rows = torch.arange(n, device=args[0].device)
+    blocks = rows.split(max(_held//max(m, 1), 1))
     if len(blocks) == 1: return f(blocks[0], *args)
     return sum(checkpoint(f, i, *args, use_reentrant=False, preserve_rng_state=False) for i in blocks)
 
@@ -50,63 +51,69 @@ def _check_z(z, n_views=2):
 
 def nt_xent(z:Tensor, # (VB, d) embeddings: B first views, then the B second views in the same order, ...
             temp:float=0.1, # temperature τ > 0
-            n_views:int=2 # Views V; the positives of one of more than two are averaged, as in `supcon`
+            n_views:int=2, # Views V; the positives of one of more than two are averaged, as in `supcon`
+            rows:Tensor|None=None # Numbers of the rows to compute; what is computed of all of them adds up to the loss
 ) -> Tensor: # scalar
     "NT-Xent (SimCLR, 2002.05709): cross-entropy of finding one's other view, mean over the rows"
     _check_z(z, n_views)
-    if n_views > 2: return supcon(z, torch.arange(len(z)//n_views, device=z.device).repeat(n_views), temp)
+    if n_views > 2: return supcon(z, torch.arange(len(z)//n_views, device=z.device).repeat(n_views), temp, rows)
     with torch.autocast(z.device.type, enabled=False):
         z,n = F.normalize(z.float(), dim=1),len(z)
-        def rows(i, z): return F.cross_entropy(_to_others(z, i, temp), (i+n//2) % n, reduction='sum')
-        return _by_rows(rows, n, n, z)/n
+        def part(i, z): return F.cross_entropy(_to_others(z, i, temp), (i+n//2) % n, reduction='sum')
+        return _by_rows(part, n, n, rows, z)/n
 
 # %% ../nbs/03_losses.ipynb #a226078d
 def dcl(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
         temp:float=0.1, # temperature τ > 0
-        sigma:float|None=None # DCLW's σ, .5 in the paper; None does not weigh
+        sigma:float|None=None, # DCLW's σ, .5 in the paper; None does not weigh
+        rows:Tensor|None=None # As in `nt_xent`
 ) -> Tensor: # scalar
     "DCL and DCLW (2110.06848): NT-Xent without the positive in the denominator"
     if len(_check_z(z)) < 4: raise ValueError("z must hold views of at least 2 images: one has no negatives")
     with torch.autocast(z.device.type, enabled=False):
         z,n,b = F.normalize(z.float(), dim=1),len(z),len(z)//2
-        def rows(i, z): return _to_others(z, i, temp).scatter(1, ((i+b) % n)[:,None], -torch.inf).logsumexp(1).sum()
         pos = (z*z.roll(b, 0)).sum(1)/check_temp(temp)
-        w = 1 if sigma is None else 2-b*(pos.detach()[:b]*temp/sigma).softmax(0).repeat(2)
-        return (_by_rows(rows, n, n, z)-(w*pos).sum())/n
+        if sigma is not None: pos = pos*(2-b*(pos.detach()[:b]*temp/sigma).softmax(0).repeat(2))
+        def part(i, z): return (_to_others(z, i, temp).scatter(1, ((i+b) % n)[:,None], -torch.inf).logsumexp(1) - pos[i]).sum()
+        return _by_rows(part, n, n, rows, z)/n
 
 # %% ../nbs/03_losses.ipynb #697db316
 def _positives(logits, pos):
-    "Sum over the rows of the mean log-probability of their positives `pos`, and how many rows have any"
-    n = pos.sum(1)
-    return torch.stack([(torch.where(pos, logits.log_softmax(1), 0.).sum(1)/n.clamp(min=1)).sum(), (n > 0).sum()])
+    "Sum over the rows of the mean log-probability of their positives `pos`; rows without any count nothing"
+    return (torch.where(pos, logits.log_softmax(1), 0.).sum(1)/pos.sum(1).clamp(min=1)).sum()
 
-def _mean_positive(total, z): return -total[0]/total[1] if total[1] else z.sum()*0
+def _n_with(y, others, least=1):
+    "How many of the labels `y` are at least `least` times among `others`"
+    others = others.sort()[0]
+    return (torch.searchsorted(others, y, right=True)-torch.searchsorted(others, y) >= least).sum()
 
 def supcon(z:Tensor, # (n, d) embeddings of views
            y:Tensor, # (n,) integer label of each view
-           temp:float=0.1 # temperature τ > 0
+           temp:float=0.1, # temperature τ > 0
+           rows:Tensor|None=None # As in `nt_xent`
 ) -> Tensor: # scalar
     "Supervised contrastive loss L_out (2004.11362): mean log-probability of the positives, mean over anchors that have one"
     if z.ndim != 2 or y.shape != z.shape[:1]: raise ValueError(f"z must be (n, d) and y (n,), got {tuple(z.shape)} and {tuple(y.shape)}")
     with torch.autocast(z.device.type, enabled=False):
         z,n = F.normalize(z.float(), dim=1),len(z)
-        def rows(i, z):
+        def part(i, z):
             pos = y[i,None] == y[None]
             return _positives(_to_others(z, i, temp), pos.scatter_(1, i[:,None], False))
-        return _mean_positive(_by_rows(rows, n, n, z), z) if n > 1 else z.sum()*0
+        return -_by_rows(part, n, n, rows, z)/_n_with(y, y, 2).clamp(min=1) if n > 1 else z.sum()*0
 
 # %% ../nbs/03_losses.ipynb #69582a84
 def supcon_keys(q:Tensor, # (n, d) anchors
                 yq:Tensor, # (n,) their integer labels
                 k:Tensor, # (m, d) candidates, e.g. the batch's keys, then the queue
                 yk:Tensor, # (m,) their integer labels
-                temp:float=0.07 # temperature τ > 0
+                temp:float=0.07, # temperature τ > 0
+                rows:Tensor|None=None # As in `nt_xent`
 ) -> Tensor: # scalar
     "`supcon` between anchors and a separate set of candidates (SupCon with MoCo's queue)"
     with torch.autocast(q.device.type, enabled=False):
         q,k = F.normalize(q.float(), dim=1),F.normalize(k.float(), dim=1)
-        def rows(i, q, k): return _positives(q[i] @ k.T / check_temp(temp), yq[i,None] == yk[None])
-        return _mean_positive(_by_rows(rows, len(q), len(k), q, k), q)
+        def part(i, q, k): return _positives(q[i] @ k.T / check_temp(temp), yq[i,None] == yk[None])
+        return -_by_rows(part, len(q), len(k), rows, q, k)/_n_with(yq, yk).clamp(min=1)
 
 # %% ../nbs/03_losses.ipynb #fa4b4e88
 def info_nce(q:Tensor, # (n, d) queries
@@ -115,7 +122,8 @@ def info_nce(q:Tensor, # (n, d) queries
              temp:float=0.07, # temperature τ > 0
              batch_negs:bool=True, # Other keys of the batch are negatives too
              alpha:float|None=None, # EqCo's α: count the negatives as this many
-             kind:str='ce' # 'ce', or 'bce': a logistic loss on every candidate, summed over them
+             kind:str='ce', # 'ce', or 'bce': a logistic loss on every candidate, summed over them
+             rows:Tensor|None=None # As in `nt_xent`
 ) -> Tensor: # scalar
     "InfoNCE (MoCo, 1911.05722): cross-entropy of finding the own key, mean over the queries"
     if q.shape != k.shape or q.ndim != 2: raise ValueError(f"q and k must both be (n, d), got {tuple(q.shape)} and {tuple(k.shape)}")
@@ -125,31 +133,33 @@ def info_nce(q:Tensor, # (n, d) queries
         q,k = F.normalize(q.float(), dim=1),F.normalize(k.float(), dim=1)
         queue = k[:0] if queue is None else F.normalize(queue.float(), dim=1)
         cands,n = torch.cat([k,queue]) if batch_negs else queue,len(q)
-        def rows(i, q, k, cands):
+        def part(i, q, k, cands):
             s,t = q[i] @ cands.T,i
             if not batch_negs: s,t = torch.cat([(q[i]*k[i]).sum(1, keepdim=True), s], 1),torch.zeros_like(i)
             s,m = s/check_temp(temp),s.shape[1]
             if alpha is not None and m > 1: s = s + (1-F.one_hot(t, m))*math.log(alpha/(m-1))
             if kind == 'ce': return F.cross_entropy(s, t, reduction='sum')
             return F.binary_cross_entropy_with_logits(s, F.one_hot(t, m).float(), reduction='sum')
-        return _by_rows(rows, n, len(cands)+(not batch_negs), q, k, cands)/n
+        return _by_rows(part, n, len(cands)+(not batch_negs), rows, q, k, cands)/n
 
 # %% ../nbs/03_losses.ipynb #a8aafc71
 def moco_v3(q:Tensor, # (2B, d) predictions of the student, first views then second views
             k:Tensor, # (2B, d) projections of the teacher, in the same order
-            temp:float=0.2 # temperature τ > 0
+            temp:float=0.2, # temperature τ > 0
+            rows:Tensor|None=None # As in `nt_xent`, for the B rows of each term
 ) -> Tensor: # scalar
     "MoCo v3 (2104.02057): 2τ·[InfoNCE(q1,k2) + InfoNCE(q2,k1)]"
     (q1,q2),(k1,k2) = q.chunk(2),k.detach().chunk(2)
-    return 2*temp*(info_nce(q1, k2, temp=temp) + info_nce(q2, k1, temp=temp))
+    return 2*temp*(info_nce(q1, k2, temp=temp, rows=rows) + info_nce(q2, k1, temp=temp, rows=rows))
 
 def nnclr(nn:Tensor, # (2B, d) nearest neighbours of the projections of the first, then of the second views
           p:Tensor, # (2B, d) predictions, in the same order
-          temp:float=0.1 # temperature τ > 0
+          temp:float=0.1, # temperature τ > 0
+          rows:Tensor|None=None # As in `moco_v3`
 ) -> Tensor: # scalar
     "NNCLR (2104.14548): ½L(NN(z1),p2) + ½L(NN(z2),p1); no gradient to the neighbours"
     (n1,n2),(p1,p2) = nn.detach().chunk(2),p.chunk(2)
-    return (info_nce(n1, p2, temp=temp) + info_nce(n2, p1, temp=temp))/2
+    return (info_nce(n1, p2, temp=temp, rows=rows) + info_nce(n2, p1, temp=temp, rows=rows))/2
 
 # %% ../nbs/03_losses.ipynb #e30fc00e
 def across_views(

@@ -19,6 +19,7 @@ def dataset_len(dl) -> int|None:
 class ProcessesMixin:
     "For callbacks of which several processes train one model"
     compares = True # Does the loss compare images with each other? Then it gets those of all processes
+    divided = False # Does `lf` compute the rows of `own_rows` alone? What all processes compute then adds up to the loss
 
     @property
     def distributed(self) -> bool:
@@ -51,6 +52,21 @@ class ProcessesMixin:
         "How many images each process has in this batch: `shares`"
         self.shares = all_sizes(len(x), x.device) if self.distributed else [len(x)]
 
+    def own_rows(self,
+        n_views:int=1, # Views of each image, those of all processes first
+        keep:Tensor|None=None # Mask of the rows that count; None is all
+    ) -> Tensor|None: # Numbers among the rows that count; None, which is all, with one process
+        "This process's rows of those of all processes"
+        if not self.distributed: return None
+        first,n,device = sum(self.shares[:rank_distrib()]),self.shares[rank_distrib()],self.x.device
+        rows = (torch.arange(first, first+n, device=device) + sum(self.shares)*torch.arange(n_views, device=device)[:,None]).flatten()
+        return rows if keep is None else (keep.cumsum(0)-1)[rows[keep[rows]]]
+
+    def whole(self, part:Tensor) -> Tensor:
+        "What the parts of all processes add up to, without a gradient"
+        part = part.detach().clone()
+        return all_reduce(part) if self.divided and self.distributed else part
+
     def after_pred(self):
         if not self.distributed: return
         share = partial(gather_views, sizes=self.shares)
@@ -58,6 +74,8 @@ class ProcessesMixin:
         else: self.learn.yb = (share(self.learn.yb[0]),*self.learn.yb[1:])       # labels alone, by which fastai counts images
 
     def after_loss(self):
-        if not self.distributed or self.compares: return
+        if not self.distributed: return
+        if self.divided: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*len(self.shares),self.whole(self.learn.loss)
+        if self.compares: return
         w = len(self.shares)*self.shares[rank_distrib()]/sum(self.shares)
         if w != 1: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*w,self.learn.loss*w

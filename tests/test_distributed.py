@@ -30,13 +30,16 @@ def test_sinkhorn(tmp_path, cut):
     mp.spawn(_sinkhorn, (str(tmp_path), scores, cut), nprocs=2)
     torch.testing.assert_close(torch.cat([torch.load(tmp_path/str(i)) for i in range(2)]), sinkhorn(scores, .02), rtol=1e-5, atol=1e-6)
 
-# three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1
+# three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1; three with 3, 3, 2 and twice 3, 3, 1
 
 FIGURES = spread,rankme,lidar,alignment,uniformity
-N,LR = 20,{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3}    # where losses are sums, gradients are large
-SHARES = list(range(11)),list(range(11, N))
-RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after 16 images, of all processes
-ORDER = [i for s in range(0, 12, 4) for share in SHARES for i in share[s:s+4]]
+N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
+SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
+RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
+VARIANTS = ['sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce']
+OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
+             alpha=dict(alpha=100., batch_negs=False, symmetric=True), bce=dict(kind='bce'))
+def order(W): return [i for s in range(0, 12, BS[W]) for share in SHARES[W] for i in share[s:s+BS[W]]]
 
 class Fixed(DisplayedTransform):
     "A view that depends on the image alone"
@@ -46,8 +49,8 @@ class Fixed(DisplayedTransform):
 
 class Shares(DistributedDL):
     def get_idxs(self):
-        self.n,self.n_padded = N,N+1
-        return SHARES[self.rank]
+        self.n,self.n_padded = len(self.dataset),len(self.dataset)+1
+        return list(SHARES[self.world_size][self.rank])
 
 class Records(Callback):
     def before_fit(self): self.losses,self.moves = [],[]
@@ -61,21 +64,23 @@ def without_bn(m):
         else: without_bn(c)
     return m
 
-def learner(name, **kw):
+def learner(name, W=2, **kw):
+    "For `W` processes, or for one with the batches of all of them"
     from self_supervised.vision.all import create_encoder
-    name,_,acc = name.partition('+')
+    name,_,other = name.partition('+')
+    kw = {**kw, **OTHER.get(other, {})}
     cb,model_f,_,args = METHODS[name]
     args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
     set_seed(0)
     model = without_bn(model_f(create_encoder('test_resnet', False)))
     pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino') else 2)]
-    items = [(image(i), torch.tensor(i%3)) for i in range(N)]
-    trn = TfmdDL(items, bs=8, num_workers=0, get_idxs=lambda: ORDER)
-    if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=4, num_workers=0), device=torch.device('cpu'))
-    return Learner(DataLoaders(trn, TfmdDL(items, bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *([GradientAccumulation(16)] if acc else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
+    items = [(image(i), torch.tensor(i%3)) for i in range(N[W])]                # of those for validation fastai repeats what does not divide
+    trn = TfmdDL(items, bs=BS[W]*W, num_workers=0, get_idxs=lambda: order(W))
+    if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=BS[W], num_workers=0), device=torch.device('cpu'))
+    return Learner(DataLoaders(trn, TfmdDL(items[:N[W]//W*W], bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *([GradientAccumulation(BS[W]*W*2)] if other == 'acc' else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
 
-def run(name):
-    learn = learner(name)
+def run(name, W):
+    learn = learner(name, W)
     before = [p.clone() for p in learn.model.parameters()]
     with learn.no_bar(), learn.no_logging():
         figures = list(learn.validate()[2:7])
@@ -86,22 +91,23 @@ def run(name):
 def fit_all(path):
     from accelerate import Accelerator
     Accelerator(cpu=True)
-    for name in RUNS:
-        learn = learner(name)
+    for name in RUNS+VARIANTS:
+        learn = learner(name, dist.get_world_size())
         with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
             figures = list(learn.validate()[2:7])
             learn.fit(1, LR.get(name, LR['']))
         torch.save(dict(figures=figures, losses=learn.records.losses[:3], knn=learn.final_record[2], state=learn.model.state_dict()), f'{path}/{name}-{rank_distrib()}')
 
-@pytest.fixture(scope='module')
-def two(tmp_path_factory):
-    path = tmp_path_factory.mktemp('two')
-    launch(__file__, 'fit_all', path)
-    return path
+@pytest.fixture(scope='module', params=[2, 3])
+def several(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp('several')
+    launch(__file__, 'fit_all', path, n=request.param)
+    return path,request.param
 
-@pytest.mark.parametrize('name', RUNS)
-def test_two_processes_are_one(name, two):
-    one,(a,b) = run(name),(torch.load(two/f'{name}-{r}', weights_only=True) for r in (0,1))
+@pytest.mark.parametrize('name', RUNS+VARIANTS)
+def test_several_processes_are_one(name, several):
+    path,W = several
+    one,(a,*_,b) = run(name, W),(torch.load(path/f'{name}-{r}', weights_only=True) for r in range(W))
     torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
     assert a['figures'] == pytest.approx(one['figures'], rel=1e-5, abs=1e-5) and a['figures'] == b['figures']
     assert a['losses'] == b['losses'] and a['knn'] == b['knn'] == pytest.approx(one['knn'])
@@ -144,7 +150,7 @@ def refuse(path):
             try: learn.fit(1, 1e-3)
             except ValueError as e: tell(what, e)
     def seed(learn): set_seed(r); [nn.init.normal_(p) for p in learn.model.parameters()]
-    def length(learn): learn.dls.train.dataset = learn.dls.train.dataset[:N-r]
+    def length(learn): learn.dls.train.dataset = learn.dls.train.dataset[:20-r]
     attempt('sim_clr', 'seed', seed); attempt('sim_clr', 'length', length)
     learn = learner('moco', K=10+r)
     with learn.distrib_ctx(sync_bn=False, cpu=True):

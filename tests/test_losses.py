@@ -1,4 +1,5 @@
 "Parity with lightly and pytorch-metric-learning, forward and gradient."
+from functools import partial
 import pytest, torch
 from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
 from lightly.loss import VICRegLoss as LightlyVICReg
@@ -105,6 +106,23 @@ def test_blocks_of_rows(f, monkeypatch):
     whole = grads(f, z)
     monkeypatch.setattr(losses, '_held', 60)
     for a,b in zip(grads(f, z), whole): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+Y = torch.tensor([0,0,1,2,2,2,3,0,9,2]*2)          # 1, 3 and 9 are only in two views of one image
+DIVIDED = dict(nt_xent=nt_xent, multi_crop=lambda z,rows: nt_xent(z, .1, 4, rows), dcl=dcl, dclw=lambda z,rows: dcl(z, .2, .5, rows),
+               supcon=lambda z,rows: supcon(z, Y, .1, rows), lonely=lambda z,rows: supcon(z, torch.arange(20), .1, rows),
+               supcon_keys=lambda z,rows: supcon_keys(z[:12], Y[:12], z[12:].detach(), Y[12:], .1, rows[rows < 12] if rows is not None else None),
+               **{f'info_nce_{k}':partial(lambda z,rows,**kw: info_nce(z[:10], z[10:], z.detach()[:7], rows=rows[rows < 10] if rows is not None else None, **kw), **kw)
+                  for k,kw in dict(plain={}, eqco=dict(alpha=50., batch_negs=False), bce=dict(kind='bce')).items()},
+               moco_v3=lambda z,rows: moco_v3(z, z.flip(0), .2, rows[rows < 10] if rows is not None else None),
+               nnclr=lambda z,rows: nnclr(z.flip(0), z, .1, rows[rows < 10] if rows is not None else None))
+
+@pytest.mark.parametrize('name', DIVIDED)
+def test_parts_add_up(name):
+    "What processes compute of their own rows, one of them of none, is the loss, and its gradient"
+    z,f = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)),DIVIDED[name]
+    cut = [torch.tensor(o, dtype=torch.long) for o in ([0,1,2,10,11,12],[3,13],[],[i for i in range(20) if i%10 > 3])]
+    parts = [grads(partial(f, rows=o), z) for o in cut]
+    for part,whole in zip(zip(*parts), grads(partial(f, rows=None), z)): torch.testing.assert_close(sum(part), whole, rtol=1e-5, atol=1e-6)
 
 @pytest.mark.parametrize('eps,n', [(.05,3), (.1,1), (.03,10)])
 def test_sinkhorn_and_swav(eps, n):

@@ -37,6 +37,7 @@ def get_mocov3_aug_pipelines(size:int|tuple, **kwargs) -> list:
 # %% ../../nbs/12_vision.moco.ipynb #90d5972f
 class MOCO(KeyQueueCallback):
     "MoCo (1911.05722, 2003.04297): find the own key among the batch's and the queue's"
+    divided = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_moco_aug_pipelines`
         K:int=4096, # Length of the queue
@@ -55,14 +56,14 @@ class MOCO(KeyQueueCallback):
         negs = len(keys)*self.batch_negs + self.K - self.batch_negs
         return None if self.kind == 'bce' else math.log1p(ifnone(self.alpha, negs))
     def lf(self, pred, keys, labels, *more):
-        args = (self.emb_queue, self.temp, self.batch_negs, self.alpha, self.kind)
+        args = (self.emb_queue, self.temp, self.batch_negs, self.alpha, self.kind, self.own_rows())
         ks = (keys,*more)
         return sum(info_nce(q, k, *args) for q,k in zip(pred.chunk(len(ks)), ks))/len(ks)
 
 # %% ../../nbs/12_vision.moco.ipynb #dbc2231e
 class MOCOV3(TeacherCallback):
     "MoCo v3 (2104.02057): symmetric, predictor, no queue, momentum to 1 on a cosine"
-    parts = ('encoder','projector','predictor')
+    parts,divided = ('encoder','projector','predictor'),True
     def __init__(self,
         aug_pipelines:list, # Two pipelines
         m:float|tuple=(.99,1.), # Momentum, or (start, end) on a cosine
@@ -82,4 +83,4 @@ class MOCOV3(TeacherCallback):
             for p in get_model(self.learn.model).encoder.patch_embed.parameters(): p.grad = None
 
     def trivial_loss(self, y, *yb): return 4*self.temp*math.log(len(y))
-    def lf(self, pred, y, k): return moco_v3(pred[0], k, self.temp)
+    def lf(self, pred, y, k): return moco_v3(pred[0], k, self.temp, self.own_rows())

@@ -11,6 +11,7 @@ from ..augmentations import *
 from ..layers import *
 from ..losses import *
 from ..momentum import *
+from ..collectives import gather_views
 from ..callback import *
 
 # %% ../../nbs/15_vision.nnclr.ipynb #0f64f0b8
@@ -28,7 +29,7 @@ def get_nnclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:
 # %% ../../nbs/15_vision.nnclr.ipynb #fc4c8500
 class NNCLR(QueueMixin, SSLCallback):
     "NNCLR (2104.14548): a view's nearest past embedding has to find the other view's prediction"
-    parts,gathered = ('encoder','projector','predictor'),True
+    parts,gathered,divided = ('encoder','projector','predictor'),True,True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_nnclr_aug_pipelines`
         K:int=4096, # Length of the queue
@@ -45,9 +46,14 @@ class NNCLR(QueueMixin, SSLCallback):
     def trivial_loss(self, y, *yb): return math.log(len(y))
     def lf(self, pred, y):
         p,z = pred
-        nn,labels = self.queue.nearest(z)
+        nn,labels = self.nearest(z)
         if y.ndim == 1 and not y.is_floating_point():
             known = (labels >= 0) & (y.repeat(2) >= 0)
             self._share = (labels == y.repeat(2))[known].float().mean().item() if known.any() else None
         self.stage(F.normalize(z.float(), dim=1)[:len(y)], y)
-        return nnclr(nn, p, self.temp)
+        return nnclr(nn, p, self.temp, self.own_rows())
+    def nearest(self, z):
+        "`queue.nearest`, for which each process searches with its own embeddings"
+        rows = self.own_rows(2)
+        if rows is None: return self.queue.nearest(z)
+        return tuple(gather_views(o, self.shares) for o in self.queue.nearest(z.detach()[rows]))

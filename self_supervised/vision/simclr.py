@@ -26,7 +26,7 @@ def get_simclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
 # %% ../../nbs/10_vision.simclr.ipynb #ae8ac74a
 class SimCLR(SSLCallback):
     "SimCLR (2002.05709): NT-Xent between the views of every image; labels are not used"
-    multi_crop = True
+    multi_crop = divided = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_simclr_aug_pipelines`
         temp:float=0.1, # Temperature
@@ -43,6 +43,8 @@ class SimCLR(SSLCallback):
         n = len(y)*self.n_views
         return math.log(max(n-2, 1)) + (3 if self.sigma else 2)/self.temp if self.decoupled else math.log(n-1)
     def lf(self, pred, *yb):
-        if not self.decoupled: return nt_xent(pred, self.temp, self.n_views)
+        rows = self.own_rows(self.n_views)
+        if not self.decoupled: return nt_xent(pred, self.temp, self.n_views, rows)
         if len(pred) < 4: return pred.sum()*0         # a last validation batch of one image has no negatives
-        return dcl(pred, self.temp, self.sigma) + (3 if self.sigma else 2)/self.temp
+        share = 1 if rows is None else len(rows)/len(pred)
+        return dcl(pred, self.temp, self.sigma, rows) + share*(3 if self.sigma else 2)/self.temp

@@ -31,7 +31,7 @@ class UnsupMethod:
 
 class PartlyLabelled:
     "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
-    term_names = ('unsup','sup')
+    term_names,divided = ('unsup','sup'),True
     def setup_labels(self, unsup_class_id, unsup_method, reg_lambda, temp):
         if unsup_method not in (UnsupMethod.All, UnsupMethod.Only):
             raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
@@ -66,7 +66,7 @@ class PartlyLabelled:
 
     def lf(self, pred, *yb):
         unsup,sup = self.unsup_lf(pred, *yb),self.sup_lf(pred, *yb)
-        self.terms = dict(unsup=unsup.detach(), sup=sup.detach())
+        self.terms = dict(unsup=self.whole(unsup), sup=self.whole(sup))
         return unsup + self.reg_lambda*sup
 
 # %% ../../nbs/11_vision.supcon.ipynb #b19c2399
@@ -93,15 +93,18 @@ class SupCon(PartlyLabelled, SSLCallback):
 
     def unsup_lf(self, pred, yb):
         "NT-Xent of all images, or of the unlabelled ones"
-        n = len(pred)//len(yb)
-        if self.unsup_method == UnsupMethod.Only: pred = pred[self.unsup_mask(yb).repeat(n)]
-        return nt_xent(pred, self.temp, n) if len(pred) else pred.float().sum()*0
+        n,keep = len(pred)//len(yb),None
+        if self.unsup_method == UnsupMethod.Only:
+            keep = self.unsup_mask(yb).repeat(n)
+            pred = pred[keep]
+        rows = self.own_rows(n, keep)
+        return nt_xent(pred, self.temp, n, rows) if len(pred) else pred.float().sum()*0
 
     def sup_lf(self, pred, yb):
         "Supervised contrastive loss of the labelled images"
         y = yb.repeat(len(pred)//len(yb))
         keep = ~self.unsup_mask(y)
-        return supcon(pred[keep], y[keep], self.temp)
+        return supcon(pred[keep], y[keep], self.temp, self.own_rows(len(pred)//len(yb), keep))
 
 # %% ../../nbs/11_vision.supcon.ipynb #b9b0c200
 class SupConMOCO(PartlyLabelled, KeyQueueCallback):
@@ -128,14 +131,16 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
 
     def unsup_lf(self, pred, key_embs, labels):
         "InfoNCE among the batch's keys, then the queue's; with `Only`, of unlabelled queries among unlabelled candidates"
-        queue = self.emb_queue
+        queue,i = self.emb_queue,None
         if self.unsup_method == UnsupMethod.Only:
             i = self.unsup_mask(labels)
             pred,key_embs,queue = pred[i],key_embs[i],queue[self.unsup_mask(self.label_queue)]
-        return info_nce(pred, key_embs, queue, self.temp) if len(pred) else pred.float().sum()*0
+        rows = self.own_rows(keep=i)
+        return info_nce(pred, key_embs, queue, self.temp, rows=rows) if len(pred) else pred.float().sum()*0
 
     def sup_lf(self, pred, key_embs, labels):
         "Supervised contrastive loss of the labelled queries among the labelled keys, then the queue's"
         queue,qlabels = self.queue.real
         i,j = ~self.unsup_mask(labels),~self.unsup_mask(qlabels)
-        return supcon_keys(pred[i], labels[i], torch.cat([key_embs[i],queue[j]]), torch.cat([labels[i],qlabels[j]]), self.temp)
+        cands,known = torch.cat([key_embs[i],queue[j]]),torch.cat([labels[i],qlabels[j]])
+        return supcon_keys(pred[i], labels[i], cands, known, self.temp, self.own_rows(keep=i))
