@@ -7,6 +7,9 @@ root = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(root/"settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+extras = {k.removesuffix("_requirements"): v.split() for k,v in cfg.items() if k.endswith("_requirements")}
+extras["test"] += extras["distributed"]
+extras["dev"] += extras["test"]
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
@@ -15,5 +18,5 @@ setup(
     packages=find_packages(include=["self_supervised*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"test": cfg["test_requirements"].split(), "dev": (cfg["dev_requirements"] + " " + cfg["test_requirements"]).split()},
+    extras_require=extras,
 )

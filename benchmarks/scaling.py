@@ -15,15 +15,18 @@ def flops(f):
     return c.get_total_flops()
 
 def z(*s): return torch.empty(*s, requires_grad=True)
-def neighbours(n, d, K): z(2*n, d).detach() @ z(d, K).detach(); return nnclr(z(2*n, d), z(2*n, d))
+def own(b): return torch.arange(b)
+def neighbours(n, b, d, K):
+    z(2*b, d).detach() @ z(d, K).detach()
+    return nnclr(z(2*n, d), z(2*n, d), rows=own(b))
 
-# the model, the loss of n images with width d, and how many numbers a process gets from each image of the others, or sums once a step
-METHODS = {'SimCLR':      (create_simclr_model, lambda n,d: nt_xent(z(2*n, d)), lambda d: 2*d, 0),
-           'MOCO':        (create_moco_model, lambda n,d: info_nce(z(n, d), z(n, d), z(65536, d)), lambda d: 3*d, 0),                # queries, keys, and keys for the queue
-           'MOCOV3':      (create_mocov3_model, lambda n,d: moco_v3(z(2*n, d), z(2*n, d)), lambda d: 6*d, 0),                             # predictions, projections and keys of both views
-           'NNCLR':       (create_nnclr_model, lambda n,d: neighbours(n, d, 65536), lambda d: 4*d, 0),
-           'BarlowTwins': (create_barlow_twins_model, lambda n,d: barlow_twins(z(2*n, d)), lambda d: 2*d, 0),
-           'VICReg':      (create_vicreg_model, lambda n,d: vicreg_loss(z(2*n, d))[0], lambda d: 2*d, 0),
+# the model, the part of the loss of n images with width d that b images have, and what a process gets: numbers for each image of the others, sums once a step
+METHODS = {'SimCLR':      (create_simclr_model, lambda n,b,d: nt_xent(z(2*n, d), rows=own(2*b)), lambda d: 4*d, 0),                     # embeddings, and their gradients
+           'MOCO':        (create_moco_model, lambda n,b,d: info_nce(z(n, d), z(n, d), z(65536, d), rows=own(b)), lambda d: 4*d, 0),    # queries, keys, keys for the queue, gradients
+           'MOCOV3':      (create_mocov3_model, lambda n,b,d: moco_v3(z(2*n, d), z(2*n, d), rows=own(b)), lambda d: 8*d, 0),            # predictions, projections, keys, gradients
+           'NNCLR':       (create_nnclr_model, lambda n,b,d: neighbours(n, b, d, 65536), lambda d: 8*d, 0),                             # predictions, projections, neighbours, gradients
+           'BarlowTwins': (create_barlow_twins_model, lambda n,b,d: barlow_twins(z(2*n, d), rows=own(b)), lambda d: 4*d, 0),
+           'VICReg':      (create_vicreg_model, lambda n,b,d: vicreg_loss(z(2*n, d), rows=own(b))[0], lambda d: 4*d, 0),
            'BYOL':        (create_byol_model, None, lambda d: 0, 0),
            'SimSiam':     (create_simsiam_model, None, lambda d: 0, 0),
            'SWAV':        (create_swav_model, None, lambda d: 2*d, 3*2*2*3000),                                                       # for the queue; Sinkhorn's sums
@@ -43,5 +46,5 @@ def main(
     for name,(model_f,loss,per_image,once) in METHODS.items():
         model = model_f(Flat())
         d,head = projection_size(model),sum(p.numel() for p in model.parameters())
-        cells = [f"{4*(w*bs*per_image(d)+once)/1e6:,.1f} · {flops(partial(loss, w*bs, d))/1e12 if loss else 0:,.2f}" for w in worlds]
+        cells = [f"{4*(w*bs*per_image(d)+once)/1e6:,.1f} · {flops(partial(loss, w*bs, bs, d))/1e12 if loss else 0:,.2f}" for w in worlds]
         print(f"| {name} | {4*(n+head)/1e6:.0f} | " + ' | '.join(cells) + ' |', flush=True)

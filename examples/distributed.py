@@ -2,7 +2,6 @@
 from fastcore.script import call_parse
 
 from self_supervised.vision.all import *
-from self_supervised.training.distributed import *
 
 @call_parse
 def main(

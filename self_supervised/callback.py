@@ -481,7 +481,8 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "Save the model's encoder with `layers.save_encoder`; `stats` default to those of the views, whose size goes into the file"
+    "`layers.save_encoder` by the first process; `stats` default to those of the views, whose size goes into the file"
+    if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
     return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self))

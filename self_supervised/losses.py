@@ -196,43 +196,51 @@ def simsiam(p:Tensor, # (VB, d) predictions, first views then second views, ...
     return byol(p, z, n_views)/4
 
 # %% ../nbs/03_losses.ipynb #992ca5b4
-def _cross_squares(a, b):
-    "Entries of aᵀb squared and summed, for (n, d) each; n×n matrices are enough where they are smaller than d×d"
-    if len(a) >= a.shape[1]: return (a.T @ b).square().sum()
-    g = a @ a.T
-    return (g*(g if b is a else b @ b.T)).sum()
+def _share(rows, n): return 1. if rows is None else len(rows)/n
+
+def _cross_squares(a, b, rows=None):
+    "Entries of aᵀb squared and summed, for (n, d) each, or the part of `rows`; rows of n×n matrices do where d×d takes more"
+    n,d = a.shape
+    if rows is None and n >= d: return (a.T @ b).square().sum()
+    def part(i, a, b):
+        g = a.index_select(0, i) @ a.T
+        return (g*(g if b is a else b.index_select(0, i) @ b.T)).sum()
+    return _by_rows(part, n, n, rows, a, b)
 
 def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
                  lmb:float=5e-3, # Weight λ of the redundancy term
-                 hsic:bool=False # Off-diagonal correlations go to -1 instead of 0
+                 hsic:bool=False, # Off-diagonal correlations go to -1 instead of 0
+                 rows:Tensor|None=None # As in `nt_xent`, of the B images
 ) -> Tensor: # scalar
     "Barlow Twins (2103.03230): (C_ii-1)² summed, plus λ times C_ij² summed; C correlates batch-standardised embeddings"
     if len(_check_z(z)) < 4: raise ValueError("z must hold views of at least 2 images: correlations are over the batch")
     with torch.autocast(z.device.type, enabled=False):
         z1,z2 = (F.batch_norm(o, None, None, training=True) for o in z.float().chunk(2))
         n,d = z1.shape
-        diag,every = (z1*z2).sum(0)/n,_cross_squares(z1, z2)/n**2
-        if hsic: every = every + 2*(z1.sum(1)*z2.sum(1)).sum()/n + d**2
-        return (diag-1).square().sum() + lmb*(every-(diag+hsic).square().sum())
+        diag = (z1*z2).sum(0)/n
+        rest = (diag-1).square().sum() - lmb*(diag+hsic).square().sum()
+        if hsic: rest = rest + lmb*(2*(z1.sum(1)*z2.sum(1)).sum()/n + d**2)
+        return lmb*_cross_squares(z1, z2, rows)/n**2 + rest*_share(rows, n)
 
-def _off_covariance(z):
-    "Squared covariances of different dimensions, summed, over d"
-    z = z - z.mean(0)
-    return (_cross_squares(z, z) - z.square().sum(0).square().sum())/(len(z)-1)**2/z.shape[1]
+def _off_covariance(z, rows):
+    "Squared covariances of different dimensions, summed, over d; or the part of `rows`"
+    z,(n,d) = z - z.mean(0),z.shape
+    return (_cross_squares(z, z, rows) - z.square().sum(0).square().sum()*_share(rows, n))/(n-1)**2/d
 
 def vicreg_loss(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
                 invariance:float=25., # λ
                 variance:float=25., # μ
                 covariance:float=1., # ν
-                eps:float=1e-4 # ε under the root of the variance
+                eps:float=1e-4, # ε under the root of the variance
+                rows:Tensor|None=None # As in `barlow_twins`, also for the terms
 ) -> tuple: # The total, and the three terms without their weights
     "VICReg (2105.04906): λ·mse(z,z') + μ·[v(z)+v(z')] + ν·[c(z)+c(z')]"
     if len(_check_z(z)) < 4: raise ValueError("z must hold views of at least 2 images: variances are over the batch")
     with torch.autocast(z.device.type, enabled=False):
         zs = z.float().chunk(2)
-        inv = F.mse_loss(*zs)
-        var = sum((1-(o.var(0)+eps).sqrt()).relu().mean() for o in zs)
-        cov = sum(map(_off_covariance, zs))
+        inv = F.mse_loss(*zs)*_share(rows, len(zs[0]))
+        var = sum((1-(o.var(0)+eps).sqrt()).relu().mean() for o in zs)*_share(rows, len(zs[0]))
+        cov = sum(_off_covariance(o, rows) for o in zs)
         return invariance*inv + variance*var + covariance*cov,(inv,var,cov)
 
 # %% ../nbs/03_losses.ipynb #752d1860

@@ -79,3 +79,16 @@ class ProcessesMixin:
         if self.compares: return
         w = len(self.shares)*self.shares[rank_distrib()]/sum(self.shares)
         if w != 1: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*w,self.learn.loss*w
+
+# %% ../nbs/08_processes.ipynb #d15c0002
+_fastais = getattr(Learner, 'distrib_ctx', None)
+
+@patch
+def distrib_ctx(self:Learner, *args, **kwargs):
+    "fastai's: train in several processes, started by `torchrun` or `accelerate launch`; see `training.distributed`"
+    try: import accelerate, self_supervised.training.distributed
+    except ImportError as e:
+        raise ImportError("distrib_ctx: several processes need accelerate: pip install accelerate, or this library with its extra "
+                          "[distributed]") from e
+    return (_fastais or Learner.distrib_ctx)(self, *args, **kwargs)
+

@@ -162,6 +162,19 @@ def test_processes_that_differ(tmp_path):
     for what,msg in (('seed','sum of the weights'),('length',"training images: [20, 19]"),('K','K: [10, 11]')):
         assert any(l.startswith(f'{what} refused') and msg in l for l in out.splitlines()), out
 
+def written(path):
+    "With one import, and any order of them; files are written by the first process alone"
+    from accelerate import Accelerator
+    Accelerator(cpu=True)
+    learn,r = learner('sim_clr'),rank_distrib()
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, .02)
+    learn.remove_cbs([learn.alarms, learn.records])
+    learn.save_encoder(f'{path}/{r}.safetensors'); learn.report(f'{path}/{r}.html', evaluation=False)
+
+def test_first_process_writes(tmp_path):
+    launch(__file__, 'written', tmp_path)
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['0.html','0.safetensors']
+
 def together(path):
     "What two processes have to agree on, and what they must not begin"
     from accelerate import Accelerator

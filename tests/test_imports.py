@@ -12,3 +12,13 @@ for o in {extras}: sys.modules[o] = None
 for o in {sorted(modules)}: importlib.import_module(o)"""
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "self_supervised.vision.all" in modules
+
+def test_several_processes_need_accelerate():
+    "One import is enough, and without accelerate `distrib_ctx` says what to install"
+    code = """import sys; sys.modules['accelerate'] = None
+from self_supervised.vision.all import *
+learn = Learner(DataLoaders(DataLoader([0]), DataLoader([0])), nn.Linear(1,1), noop)
+try: learn.distrib_ctx()
+except ImportError as e: assert 'pip install accelerate' in str(e), e
+else: raise AssertionError('not refused')"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -114,6 +114,9 @@ DIVIDED = dict(nt_xent=nt_xent, multi_crop=lambda z,rows: nt_xent(z, .1, 4, rows
                **{f'info_nce_{k}':partial(lambda z,rows,**kw: info_nce(z[:10], z[10:], z.detach()[:7], rows=rows[rows < 10] if rows is not None else None, **kw), **kw)
                   for k,kw in dict(plain={}, eqco=dict(alpha=50., batch_negs=False), bce=dict(kind='bce')).items()},
                moco_v3=lambda z,rows: moco_v3(z, z.flip(0), .2, rows[rows < 10] if rows is not None else None),
+               **{f'barlow_{d}_{h}':partial(lambda z,rows,d,h: barlow_twins(z[:,:d], .02, h, rows[rows < 10] if rows is not None else None), d=d, h=h)
+                  for d,h in ((16,False),(16,True),(4,False),(4,True))},
+               **{f'vicreg_{d}':partial(lambda z,rows,d: vicreg_loss(z[:,:d], rows=rows[rows < 10] if rows is not None else None)[0], d=d) for d in (16,4)},
                nnclr=lambda z,rows: nnclr(z.flip(0), z, .1, rows[rows < 10] if rows is not None else None))
 
 @pytest.mark.parametrize('name', DIVIDED)

@@ -244,9 +244,10 @@ def report(self:Learner,
     evaluation:Evaluation|bool=True, # From `evaluate`; True makes one where there are labels
     n:int=1000, # Images in the map of features
 ) -> Path:
-    "Write one HTML page about the learner's training, with everything inside"
+    "Write one HTML page about the learner's training, with everything inside; of several processes the first writes it"
     cb,alarms = learner_method(self),first(self._grab_cbs(Alarms))
-    if hasattr(self, 'distributed_trainer'): raise ValueError("report: call it after distrib_ctx, in the first process")
+    if hasattr(self, 'distributed_trainer'): raise ValueError("report: call it after distrib_ctx, as in it every process would have to")
+    if rank_distrib(): return Path(path)
     rows,labelled = learner_history(self).rename_axis('epoch'),not KNN().no_value(self)
     if evaluation is True: evaluation = evaluate(self) if labelled else None
     title,sections = ifnone(title, f'{type(cb).__name__}: a report on a training'),{}

@@ -27,6 +27,7 @@ def get_barlow_twins_aug_pipelines(size:int|tuple, **kwargs) -> list:
 # %% ../../nbs/16_vision.barlow_twins.ipynb #8714066f
 class BarlowTwins(SSLCallback):
     "Barlow Twins (2103.03230): the correlation matrix of two views' embeddings should be the identity"
+    divided = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_barlow_twins_aug_pipelines`
         lmb:float=5e-3, # Weight λ of the off-diagonal; divide it by the width for narrow projectors, see below
@@ -42,4 +43,4 @@ class BarlowTwins(SSLCallback):
         return d + self.lmb*d*(d-1)*self.hsic
     def lf(self, pred, *yb):
         if len(pred) < 4: return pred.sum()*0         # a last validation batch of one image has no correlations
-        return barlow_twins(pred, self.lmb, self.hsic)
+        return barlow_twins(pred, self.lmb, self.hsic, self.own_rows())
