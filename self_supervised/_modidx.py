@@ -633,6 +633,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                      'self_supervised/evaluation/protocol.py'),
                                                      'self_supervised.evaluation.protocol.Evaluation.how': ( 'evaluation.protocol.html#evaluation.how',
                                                                                                              'self_supervised/evaluation/protocol.py'),
+                                                     'self_supervised.evaluation.protocol.Evaluation.own': ( 'evaluation.protocol.html#evaluation.own',
+                                                                                                             'self_supervised/evaluation/protocol.py'),
                                                      'self_supervised.evaluation.protocol.Evaluation.plot': ( 'evaluation.protocol.html#evaluation.plot',
                                                                                                               'self_supervised/evaluation/protocol.py'),
                                                      'self_supervised.evaluation.protocol.Evaluation.table': ( 'evaluation.protocol.html#evaluation.table',

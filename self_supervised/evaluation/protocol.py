@@ -208,6 +208,11 @@ class Evaluation:
         "How the figures were made, a line for each data set"
         return '\n'.join(_how(n, p, self.df) for n,p in self.protocol.items())
 
+    @property
+    def own(self) -> list:
+        "Names of the features that are no baseline"
+        return [o for o in self.df.features.unique() if not o.startswith(_baselines)]
+
     def table(self, figure:str='kNN') -> pd.DataFrame:
         "All figures with all labels, and `figure` with few: a row for each of the features"
         _check_figure(figure)
@@ -363,7 +368,7 @@ def compare(
     "Evaluations in one table; baselines that they share stand there once"
     if not evals: raise ValueError("evals: there is nothing to compare")
     _check_same(evals)
-    dfs,own = [e.df.copy() for e in evals],[[o for o in e.df.features.unique() if not o.startswith(_baselines)] for e in evals]
+    dfs,own = [e.df.copy() for e in evals],[e.own for e in evals]
     if names is not None:
         if len(names) != len(evals) or any(len(o) > 1 for o in own):
             raise ValueError(f"names must be one for each of {len(evals)} evaluations of one encoder, got {names!r}")

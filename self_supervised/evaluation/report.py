@@ -152,14 +152,15 @@ def _result(o:Evaluation|None) -> str:
     if not o: return ''
     (data,facts),*_ = o.protocol.items()
     df = o.df[(o.df.data == data) & (o.df.figure == 'kNN') & (o.df.labels == 'all')]
-    *baselines,own = df[['features','mean']].itertuples(index=False)
-    n = facts['test']
-    lo,hi = binomtest(round(own.mean*n), n).proportion_ci(method='wilson')
-    better = own.mean > max(b.mean for b in baselines)
-    return (f'<p class="{"good" if better else "bad"}"><strong>{_percent(own.mean)}</strong> of {n} validation images get their class from '
-            f'their nearest among {facts["training"]} labelled training images, by the features of <strong>{escape(own.features)}</strong> '
+    is_own,n = df.features.isin(o.own),facts['test']
+    name,accuracy = df[is_own].iloc[-1][['features','mean']]
+    baselines = dict(zip(df.features[~is_own], df['mean'][~is_own]))
+    lo,hi = binomtest(round(accuracy*n), n).proportion_ci(method='wilson')
+    better = accuracy > max(baselines.values())
+    return (f'<p class="{"good" if better else "bad"}"><strong>{_percent(accuracy)}</strong> of {n} validation images get their class from '
+            f'their nearest among {facts["training"]} labelled training images, by the features of <strong>{escape(name)}</strong> '
             f'(95 % interval for so many images: {_percent(lo)} to {_percent(hi)}). Without training: '
-            + ', '.join(f'{escape(b.features)} {_percent(b.mean)}' for b in baselines) + '. It is one training, after its last epoch.'
+            + ', '.join(f'{escape(b)} {_percent(v)}' for b,v in baselines.items()) + '. It is one training, after its last epoch.'
             + ('' if better else ' <strong>This is no better than without.</strong>') + '</p>')
 
 
@@ -187,7 +188,7 @@ def _curves(rows, evaluation):
     for ax in axs if evaluation else ():
         df = evaluation.df[(evaluation.df.data == first(evaluation.protocol)) & (evaluation.df.labels == 'all')]
         df = df[df.figure == dict(knn='kNN', probe='linear probe').get(ax.get_title())]
-        for o,style in zip(df[:-1].itertuples(), (':','--')): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
+        for o,style in zip(df[~df.features.isin(evaluation.own)].itertuples(), (':','--')): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
         if len(df): ax.legend(fontsize=7)
     return axs
 
