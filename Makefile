@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation bench-alarms bench-evaluation test soak chaos run docs docs-check clean
+.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation bench-alarms bench-evaluation bench-losses bench-scaling test soak chaos run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -49,6 +49,12 @@ bench-alarms: .venv/.ready
 
 bench-evaluation: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/evaluation.py
+
+bench-losses: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/losses.py
+
+bench-scaling: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/scaling.py
 
 bench-photos: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/photos.py

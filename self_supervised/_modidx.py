@@ -915,8 +915,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'self_supervised/processes.py'),
                                            'self_supervised.processes.ProcessesMixin.start_alike': ( 'processes.html#processesmixin.start_alike',
                                                                                                      'self_supervised/processes.py'),
-                                           'self_supervised.processes.ProcessesMixin.whole': ( 'processes.html#processesmixin.whole',
-                                                                                               'self_supervised/processes.py'),
                                            'self_supervised.processes.dataset_len': ( 'processes.html#dataset_len',
                                                                                       'self_supervised/processes.py')},
             'self_supervised.training.big_batches': { 'self_supervised.training.big_batches.Chunks': ( 'training.big_batches.html#chunks',

@@ -288,7 +288,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
         self.learn.pred = apply(partial(in_view_order, order=self.view_order), self.learn.pred)
         super().after_pred()
     def lf(self, pred:Tensor, *yb) -> Tensor:
-        "The method's loss, from the model's output for all views and the labels of the images"
+        "The method's loss, from the model's output for all views and the labels of the images; or the part of `own_rows` of it"
         raise NotImplementedError(f"{type(self).__name__} must define lf")
 
 # %% ../nbs/05_callback.ipynb #49dc6efe

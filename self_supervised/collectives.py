@@ -53,7 +53,7 @@ class _Gather(torch.autograd.Function):
         most,n = max(ctx.sizes),ctx.sizes[dist.get_rank()]
         parts = [torch.cat([o, o.new_zeros(most-len(o), *o.shape[1:])]) for o in g.split(ctx.sizes)]
         mine = torch.empty_like(parts[0])
-        dist.reduce_scatter(mine, parts)
+        dist.reduce_scatter_tensor(mine, torch.cat(parts))
         return mine[:n],None
 
 def gather(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from .collectives import all_reduce
+from .collectives import all_reduce, world
 
 # %% ../nbs/03_losses.ipynb #b74fda2a
 def check_temp(temp):
@@ -199,9 +199,9 @@ def simsiam(p:Tensor, # (VB, d) predictions, first views then second views, ...
 def _share(rows, n): return 1. if rows is None else len(rows)/n
 
 def _cross_squares(a, b, rows=None):
-    "Entries of aᵀb squared and summed, for (n, d) each, or the part of `rows`; rows of n×n matrices do where d×d takes more"
+    "Entries of aᵀb squared and summed, for (n, d) each, or the part of `rows`; from rows of n×n matrices where these are less work"
     n,d = a.shape
-    if rows is None and n >= d: return (a.T @ b).square().sum()
+    if n >= d and 2*n > d*world(): return (a.T @ b).square().sum()*_share(rows, n)     # as for all processes, or parts would not add up
     def part(i, a, b):
         g = a.index_select(0, i) @ a.T
         return (g*(g if b is a else b.index_select(0, i) @ b.T)).sum()

@@ -18,8 +18,8 @@ def dataset_len(dl) -> int|None:
 
 class ProcessesMixin:
     "For callbacks of which several processes train one model"
+    parted = False # Has `lf` given this process's part of the loss alone?
     compares = True # Does the loss compare images with each other? Then it gets those of all processes
-    divided = False # Does `lf` compute the rows of `own_rows` alone? What all processes compute then adds up to the loss
 
     @property
     def distributed(self) -> bool:
@@ -33,6 +33,7 @@ class ProcessesMixin:
 
     def start_alike(self):
         "Raise unless all processes have the same model and amount of data; give them the same state, and random numbers of their own"
+        import self_supervised.training.distributed              # loaders for any device, whatever has imported fastai's
         learn,model = self.learn,get_model(self.learn.model)
         if learn._grab_cbs(LRFinder):
             raise ValueError("lr_find: call it in one process, outside of distrib_ctx; with several fastai's waits for ever")
@@ -50,22 +51,18 @@ class ProcessesMixin:
 
     def count_images(self, x:Tensor):
         "How many images each process has in this batch: `shares`"
-        self.shares = all_sizes(len(x), x.device) if self.distributed else [len(x)]
+        self.shares,self.parted = all_sizes(len(x), x.device) if self.distributed else [len(x)],False
 
     def own_rows(self,
         n_views:int=1, # Views of each image, those of all processes first
         keep:Tensor|None=None # Mask of the rows that count; None is all
     ) -> Tensor|None: # Numbers among the rows that count; None, which is all, with one process
-        "This process's rows of those of all processes"
+        "This process's rows of those of all; an `lf` that asks for them gives the part of the loss that they are, see `after_loss`"
         if not self.distributed: return None
-        first,n,device = sum(self.shares[:rank_distrib()]),self.shares[rank_distrib()],self.x.device
+        self.parted = True
+        first,n,device = sum(self.shares[:rank_distrib()]),self.shares[rank_distrib()],self.learn.xb[0].device
         rows = (torch.arange(first, first+n, device=device) + sum(self.shares)*torch.arange(n_views, device=device)[:,None]).flatten()
         return rows if keep is None else (keep.cumsum(0)-1)[rows[keep[rows]]]
-
-    def whole(self, part:Tensor) -> Tensor:
-        "What the parts of all processes add up to, without a gradient"
-        part = part.detach().clone()
-        return all_reduce(part) if self.divided and self.distributed else part
 
     def after_pred(self):
         if not self.distributed: return
@@ -75,7 +72,10 @@ class ProcessesMixin:
 
     def after_loss(self):
         if not self.distributed: return
-        if self.divided: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*len(self.shares),self.whole(self.learn.loss)
+        if self.parted:
+            terms = getattr(self, 'terms', {})
+            whole = all_reduce(torch.stack([self.learn.loss.detach(), *terms.values()]))
+            self.learn.loss_grad,self.learn.loss,self.terms = self.learn.loss_grad*len(self.shares),whole[0],dict(zip(terms, whole[1:]))
         if self.compares: return
         w = len(self.shares)*self.shares[rank_distrib()]/sum(self.shares)
         if w != 1: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*w,self.learn.loss*w
@@ -86,9 +86,10 @@ _fastais = getattr(Learner, 'distrib_ctx', None)
 @patch
 def distrib_ctx(self:Learner, *args, **kwargs):
     "fastai's: train in several processes, started by `torchrun` or `accelerate launch`; see `training.distributed`"
-    try: import accelerate, self_supervised.training.distributed
+    try: import accelerate
     except ImportError as e:
         raise ImportError("distrib_ctx: several processes need accelerate: pip install accelerate, or this library with its extra "
                           "[distributed]") from e
+    import self_supervised.training.distributed
     return (_fastais or Learner.distrib_ctx)(self, *args, **kwargs)
 

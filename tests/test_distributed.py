@@ -36,7 +36,7 @@ FIGURES = spread,rankme,lidar,alignment,uniformity
 N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
-VARIANTS = ['sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce']
+VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce']
 OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
              alpha=dict(alpha=100., batch_negs=False, symmetric=True), bce=dict(kind='bce'))
 def order(W): return [i for s in range(0, 12, BS[W]) for share in SHARES[W] for i in share[s:s+BS[W]]]
@@ -73,7 +73,7 @@ def learner(name, W=2, **kw):
     args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
     set_seed(0)
     model = without_bn(model_f(create_encoder('test_resnet', False)))
-    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino') else 2)]
+    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino') or other == 'views' else 2)]
     items = [(image(i), torch.tensor(i%3)) for i in range(N[W])]                # of those for validation fastai repeats what does not divide
     trn = TfmdDL(items, bs=BS[W]*W, num_workers=0, get_idxs=lambda: order(W))
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=BS[W], num_workers=0), device=torch.device('cpu'))
@@ -163,7 +163,7 @@ def test_processes_that_differ(tmp_path):
         assert any(l.startswith(f'{what} refused') and msg in l for l in out.splitlines()), out
 
 def written(path):
-    "With one import, and any order of them; files are written by the first process alone"
+    "Files are written by the first process alone"
     from accelerate import Accelerator
     Accelerator(cpu=True)
     learn,r = learner('sim_clr'),rank_distrib()
@@ -200,6 +200,23 @@ def test_together(tmp_path):
         a,b = (torch.load(tmp_path/f'{o}-{r}', weights_only=True) for r in (0,1))
         assert all(torch.equal(a[k], b[k]) for k in a), o
     assert not (a['queue.labels'] == 9).any()
+
+def own_loss(path):
+    "A method whose `lf` is the user's own and knows nothing of processes"
+    from accelerate import Accelerator
+    from self_supervised.losses import nt_xent
+    Accelerator(cpu=True)
+    for r,lf in enumerate([lambda cb,pred,*yb: nt_xent(pred, cb.temp), None]):
+        learn = learner('sim_clr')
+        if lf: learn.sim_clr.__class__ = type('SimCLR', (type(learn.sim_clr),), dict(lf=lf))
+        with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, .02)
+        if not rank_distrib(): torch.save(dict(losses=learn.records.losses, state=learn.model.state_dict()), f'{path}/{r}')
+
+def test_own_loss(tmp_path):
+    launch(__file__, 'own_loss', tmp_path)
+    a,b = (torch.load(tmp_path/str(r), weights_only=True) for r in (0,1))
+    assert a['losses'] == pytest.approx(b['losses'], rel=1e-5)
+    for k in a['state']: torch.testing.assert_close(a['state'][k], b['state'][k], rtol=0, atol=1e-5)
 
 examples = Path(__file__).parent.parent/'examples'
 

@@ -67,17 +67,23 @@ def test_result_comes_first(tmp_path):
     learn = fit(make('sup_con', make_dls(n=60), cbs=[Alarms(min_steps=1000)]), 12)
     o = evaluate(learn, labels=(1,), Cs=(.1,))
     own,raw = (o.df.features == n for n in ('SupCon (trained with the labels)','raw pixels'))
-    for better in (True,False):
-        o.df.loc[own, 'mean'],o.df.loc[raw, 'mean'] = (.75,.5) if better else (.5,.75)
+    for better,mine,pixels in ((None,.72,.7), (False,.5,.7), (True,.95,.3)):
+        o.df.loc[own, 'mean'],o.df.loc[raw, 'mean'] = mine,pixels
         page = learn.report(tmp_path/'r.html', evaluation=o).read_text()
         head = page[:page.index('<nav')]
-        assert ('75.0 %' if better else '50.0 %') + '</strong>' in head and 'untrained encoder' in head and '95 % interval' in head
-        assert ('no better than without' in head) != better and 'No alarm' in head and 'that of a model that guesses' in head
+        assert f'{100*mine:.1f} %</strong>' in head and 'untrained encoder' in head and '95 % interval' in head
+        assert ('no better than without' in head) == (better is False) and ('cannot tell it from raw pixels' in head) == (better is None)
+        assert 'No alarm' in head and 'that of a model that guesses' in head
     assert page.index('Evaluation beside baselines</h2>') < page.index('Course of training</h2>')
     assert 'No few-label result' in page and page.count('<details>') == 1
     assert page.count('<summary>All 12 epochs') == 1 and '<dt>valid_loss</dt>' in page and '<a href="https://arxiv.org/abs/2004.11362">' in page
     code = page[page.index('<pre'):page.index('</pre>')]
     compile(unescape(code[code.index('<code>')+6:code.index('</code>')]), 'again', 'exec')
+
+def test_no_value_for_guessing(tmp_path):
+    "VICReg has no loss of a model that guesses"
+    text = fit(make('vic_reg', cbs=[Alarms(min_steps=1000)])).report(tmp_path/'r.html', evaluation=False).read_text()
+    assert 'No alarm' in text and 'that guesses' not in text
 
 def test_before_a_fit_and_without_a_method(tmp_path):
     with pytest.raises(ValueError, match='has not trained'): make('sim_clr').report(tmp_path/'r.html')

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/76_evaluation.report.ipynb #073e587c
 import base64, inspect, io, platform
+from operator import itemgetter
 from html import escape
 from importlib.metadata import version
 import PIL.Image
@@ -42,7 +43,7 @@ th[scope=row], th:first-child, .text td, .text th { text-align: left } .text td,
 figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 figcaption, caption, small { font-size: .9rem; color: var(--soft-ink) } dt { font-weight: 600 } dd { margin: 0 0 .4rem 1rem }
 @media (prefers-color-scheme: dark) { img { filter: brightness(.8) } }
-.bad, .good { border-left: .4rem solid; padding: .5rem .8rem; background: var(--soft); margin: .5rem 0 }
+.bad, .good, .unsure { border-left: .4rem solid; padding: .5rem .8rem; background: var(--soft); margin: .5rem 0 }
 .bad { border-color: var(--bad) } .good { border-color: var(--good) }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto } :focus-visible { outline: 3px solid var(--link) }
 '''
@@ -142,9 +143,10 @@ def _verdict(learn) -> str:
     if cb.raised: return ''.join(f'<p class="bad"><strong>Alarm.</strong> {escape(str(o))}</p>' for o in cb.raised)
     seen,s = '',cb.looks[-1] if cb.looks else {}
     if s:
-        seen = (f'After the last epoch the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even; an image was more '
+        when = 'Before the first step' if s.epoch < 0 else 'After the last epoch'
+        seen = (f'{when} the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even; an image was more '
                 f'like its own other view than like that of another image in {_percent(s.auc)} of cases, where 50 % is chance.')
-    if s and s.trivial: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
+    if s and s.trivial > 0 and s.loss == s.loss: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
     return f'<p class="good"><strong>No alarm.</strong> Nothing broke, which does not say that the features are good. {seen}</p>'
 
 def _result(o:Evaluation|None) -> str:
@@ -156,12 +158,15 @@ def _result(o:Evaluation|None) -> str:
     name,accuracy = df[is_own].iloc[-1][['features','mean']]
     baselines = dict(zip(df.features[~is_own], df['mean'][~is_own]))
     lo,hi = binomtest(round(accuracy*n), n).proportion_ci(method='wilson')
-    better = accuracy > max(baselines.values())
-    return (f'<p class="{"good" if better else "bad"}"><strong>{_percent(accuracy)}</strong> of {n} validation images get their class from '
+    rival,best = max(baselines.items(), key=itemgetter(1))
+    kind,more = 'unsure',f'So few images cannot tell it from {rival}.'
+    if lo > best: kind,more = 'good',''
+    if accuracy <= best: kind,more = 'bad','This is no better than without.'
+    return (f'<p class="{kind}"><strong>{_percent(accuracy)}</strong> of {n} validation images get their class from '
             f'their nearest among {facts["training"]} labelled training images, by the features of <strong>{escape(name)}</strong> '
             f'(95 % interval for so many images: {_percent(lo)} to {_percent(hi)}). Without training: '
             + ', '.join(f'{escape(b)} {_percent(v)}' for b,v in baselines.items()) + '. It is one training, after its last epoch.'
-            + ('' if better else ' <strong>This is no better than without.</strong>') + '</p>')
+            + f' <strong>{more}</strong></p>')
 
 
 # %% ../../nbs/76_evaluation.report.ipynb #4e6856bc
@@ -188,7 +193,8 @@ def _curves(rows, evaluation):
     for ax in axs if evaluation else ():
         df = evaluation.df[(evaluation.df.data == first(evaluation.protocol)) & (evaluation.df.labels == 'all')]
         df = df[df.figure == dict(knn='kNN', probe='linear probe').get(ax.get_title())]
-        for o,style in zip(df[~df.features.isin(evaluation.own)].itertuples(), (':','--')): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
+        df = df[~df.features.isin(evaluation.own)]
+        for o,style in zip(df.itertuples(), (':','--')): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
         if len(df): ax.legend(fontsize=7)
     return axs
 

@@ -27,7 +27,6 @@ def get_barlow_twins_aug_pipelines(size:int|tuple, **kwargs) -> list:
 # %% ../../nbs/16_vision.barlow_twins.ipynb #8714066f
 class BarlowTwins(SSLCallback):
     "Barlow Twins (2103.03230): the correlation matrix of two views' embeddings should be the identity"
-    divided = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_barlow_twins_aug_pipelines`
         lmb:float=5e-3, # Weight λ of the off-diagonal; divide it by the width for narrow projectors, see below

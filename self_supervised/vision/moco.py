@@ -37,7 +37,6 @@ def get_mocov3_aug_pipelines(size:int|tuple, **kwargs) -> list:
 # %% ../../nbs/12_vision.moco.ipynb #90d5972f
 class MOCO(KeyQueueCallback):
     "MoCo (1911.05722, 2003.04297): find the own key among the batch's and the queue's"
-    divided = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_moco_aug_pipelines`
         K:int=4096, # Length of the queue
@@ -63,7 +62,7 @@ class MOCO(KeyQueueCallback):
 # %% ../../nbs/12_vision.moco.ipynb #dbc2231e
 class MOCOV3(TeacherCallback):
     "MoCo v3 (2104.02057): symmetric, predictor, no queue, momentum to 1 on a cosine"
-    parts,divided = ('encoder','projector','predictor'),True
+    parts = ('encoder','projector','predictor')
     def __init__(self,
         aug_pipelines:list, # Two pipelines
         m:float|tuple=(.99,1.), # Momentum, or (start, end) on a cosine

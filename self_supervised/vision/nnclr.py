@@ -29,7 +29,7 @@ def get_nnclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:
 # %% ../../nbs/15_vision.nnclr.ipynb #fc4c8500
 class NNCLR(QueueMixin, SSLCallback):
     "NNCLR (2104.14548): a view's nearest past embedding has to find the other view's prediction"
-    parts,gathered,divided = ('encoder','projector','predictor'),True,True
+    parts,gathered = ('encoder','projector','predictor'),True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_nnclr_aug_pipelines`
         K:int=4096, # Length of the queue

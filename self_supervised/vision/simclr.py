@@ -26,7 +26,7 @@ def get_simclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
 # %% ../../nbs/10_vision.simclr.ipynb #ae8ac74a
 class SimCLR(SSLCallback):
     "SimCLR (2002.05709): NT-Xent between the views of every image; labels are not used"
-    multi_crop = divided = True
+    multi_crop = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_simclr_aug_pipelines`
         temp:float=0.1, # Temperature

@@ -31,7 +31,7 @@ class UnsupMethod:
 
 class PartlyLabelled:
     "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
-    term_names,divided = ('unsup','sup'),True
+    term_names = ('unsup','sup')
     def setup_labels(self, unsup_class_id, unsup_method, reg_lambda, temp):
         if unsup_method not in (UnsupMethod.All, UnsupMethod.Only):
             raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
@@ -66,7 +66,7 @@ class PartlyLabelled:
 
     def lf(self, pred, *yb):
         unsup,sup = self.unsup_lf(pred, *yb),self.sup_lf(pred, *yb)
-        self.terms = dict(unsup=self.whole(unsup), sup=self.whole(sup))
+        self.terms = dict(unsup=unsup.detach(), sup=sup.detach())
         return unsup + self.reg_lambda*sup
 
 # %% ../../nbs/11_vision.supcon.ipynb #b19c2399

@@ -29,7 +29,7 @@ def get_vicreg_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
 # %% ../../nbs/17_vision.vicreg.ipynb #1846cb5e
 class VICReg(TermsMixin, SSLCallback):
     "VICReg (2105.04906): invariance, variance and covariance of two views' embeddings"
-    term_names,divided = ('invariance','variance','covariance'),True
+    term_names = ('invariance','variance','covariance')
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_vicreg_aug_pipelines`
         invariance:float=25., # Weight λ
@@ -46,5 +46,5 @@ class VICReg(TermsMixin, SSLCallback):
     def lf(self, pred, *yb):
         if len(pred) < 4: loss = pred.sum()*0; terms = [loss]*3         # a last validation batch of one image has no variance
         else: loss,terms = vicreg_loss(pred, self.invariance, self.variance, self.covariance, self.eps, self.own_rows())
-        self.terms = {n:self.whole(t) for n,t in zip(self.term_names, terms)}
+        self.terms = {n:t.detach() for n,t in zip(self.term_names, terms)}
         return loss
