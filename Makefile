@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo bench-methods bench-multi-crop bench-views bench-training bench-data bench-photos bench-settings bench-segmentation bench-alarms bench-evaluation bench-losses bench-scaling test soak chaos run docs docs-check clean
+.PHONY: demo test soak chaos bench-views run docs docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -22,42 +22,13 @@ soak: .venv/.ready
 chaos: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/test_chaos.py 300
 
-bench-methods: .venv/.ready
-	$(BIN)/python benchmarks/methods.py
-
-bench-multi-crop: .venv/.ready
-	$(BIN)/python benchmarks/multi_crop.py
+# make bench-methods runs benchmarks/methods.py, and so on.
+bench-%: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/$(subst -,_,$*).py
 
 bench-views: .venv/.ready
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/views.py --seeds 3
-
-bench-training: .venv/.ready
-	$(BIN)/python benchmarks/training.py
-
-bench-data: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/data.py
-
-bench-settings: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/settings.py
-
-bench-segmentation: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/segmentation.py
-
-bench-alarms: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/alarms.py
-
-bench-evaluation: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/evaluation.py
-
-bench-losses: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/losses.py
-
-bench-scaling: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/scaling.py
-
-bench-photos: .venv/.ready
-	$(BIN)/python -W ignore benchmarks/photos.py
 
 # Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/05_callback.ipynb
 run: .venv/.ready
