@@ -14,9 +14,10 @@ test: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
-# Fifty kills of one training.
+# Fifty kills of one training, and twenty of one of two workers.
 soak: .venv/.ready
 	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; OMP_NUM_THREADS=1 $(BIN)/python tests/test_checkpoint.py soak $$d
+	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/test_lost_workers.py soak $$d
 
 # Three hundred random sequences of fits, interrupts and changes of mind.
 chaos: .venv/.ready

@@ -1,6 +1,8 @@
 """SimCLR on a stream of shards, for data that is too large for a list of files:
-python examples/streaming.py, or torchrun --nproc_per_node 2 examples/streaming.py. Needs `pip install webdataset`."""
+python examples/streaming.py, or torchrun --nproc_per_node 2 examples/streaming.py. Needs `pip install webdataset`.
+With `--path runs/stream` the same command goes on where it was stopped, in the middle of an epoch too."""
 import io
+import random
 import tempfile
 
 import webdataset as wds
@@ -20,10 +22,17 @@ def write_shards(dls:DataLoaders, folder:Path, n:int=8) -> list:
                 w.write({'__key__':f'{i:06}', 'png':f.getvalue()})
     return sorted(map(str, folder.glob('*.tar')))
 
+def shuffled(src, n:int):
+    "By Python's own random numbers, which a checkpoint holds: WebDataset's would be others each time"
+    return wds.shuffle(n, rng=random)(src)
+
+def image(x:Tensor) -> TensorImageBW: return TensorImageBW(x.view(1, *x.shape[-2:]))
+
 def stream_dl(urls:list, bs:int, n:int, num_workers:int=0) -> DataLoader:
     "Endless stream of `urls`, of which each process and each worker reads its own; `n` images of a process are an epoch"
-    ds = (wds.WebDataset(urls, shardshuffle=len(urls), nodesplitter=wds.split_by_node).repeat()
-          .shuffle(256).decode('torchl').to_tuple('png').map_tuple(lambda x: TensorImageBW(x.view(1, *x.shape[-2:]))))
+    ds = wds.DataPipeline(wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker, partial(shuffled, n=len(urls)),
+                          wds.tarfile_to_samples(), partial(shuffled, n=256), wds.decode('torchl'), wds.to_tuple('png'),
+                          wds.map_tuple(image)).repeat()
     dl = TfmdDL(ds, bs=bs, n=n, num_workers=num_workers, drop_last=True, device=default_device())
     return StreamDL(dl) if num_distrib() > 1 else dl
 
@@ -31,7 +40,8 @@ def stream_dl(urls:list, bs:int, n:int, num_workers:int=0) -> DataLoader:
 def main(
     epochs:int=3, # Epochs
     bs:int=64, # Images a batch and process
-    num_workers:int=0 # Workers a process
+    num_workers:int=0, # Workers a process
+    path:Path=None # Folder of the checkpoints
 ):
     set_seed(0)
     cpu,world = not torch.cuda.is_available(),max(num_distrib(), 1)
@@ -42,6 +52,7 @@ def main(
         learn = Learner(held, model, cbs=SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5))
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu):
             learn.dls = DataLoaders(stream_dl(urls, bs, len(held.train_ds)//world, num_workers), held.valid, device=held.device)
+            if path: learn.add_cb(Checkpoint(path, every=10)).resume(path, missing_ok=True)
             learn.fit_one_cycle(epochs, 4e-3)
             learn.dls = held
             (bank,y),(x,t) = get_features(learn, 0),get_features(learn, 1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating', 'FitCallback', 'Contexts', 'group_views',
-           'in_view_order', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep', 'SSLCallback',
-           'StagedMixin', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin', 'KeyQueueCallback',
-           'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size']
+           'in_view_order', 'some_numbers', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep',
+           'SSLCallback', 'StagedMixin', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin',
+           'KeyQueueCallback', 'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size']
 
 # %% ../nbs/05_callback.ipynb #5b9c880b
 import inspect, warnings
@@ -133,6 +133,10 @@ def in_view_order(out:Tensor, order:list) -> Tensor:
     parts = dict(zip(order, out.chunk(len(order))))
     return torch.cat([parts[i] for i in range(len(order))])
 
+def some_numbers(x:Tensor, n:int=16) -> Tensor:
+    "At most `n` numbers of a batch, by which it is known again"
+    return x.detach().flatten()[::max(1, x.numel()//n)][:n].clone()
+
 def check_views(model:nn.Module, views:list):
     "Raise if `model`, as the learner holds it, cannot take the views"
     encoder,sizes = get_model(model).encoder,{tuple(v.shape[-2:]) for v in views}
@@ -257,6 +261,10 @@ class SSLCallback(ProcessesMixin, FitCallback):
         return ifnone(getattr(_fits.get(self.learn), 'pct', None), getattr(self.learn, 'pct_train', 0.))
 
     # views
+    def before_train(self):
+        "Streams and samplers whose order comes from the number of the epoch are told it"
+        dl = getattr(self.learn.dl, 'dl', self.learn.dl)
+        for o in (dl.dataset, getattr(dl, 'sampler', None)): getattr(o, 'set_epoch', noop)(self.learn.epoch)
     def check_batch(self, x:Tensor, yb:tuple):
         "Raise for images or labels that cannot be trained on"
         if self.training and sum(self.shares) < 2:
@@ -272,6 +280,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
                              "n_inp=1")
         x,yb = self.learn.x,self.learn.yb
         self.count_images(x)
+        self.seen = some_numbers(x)
         self.check_batch(x, yb)
         views,self.learn.yb = self.inputs(make_views(self.aug_pipelines, x), yb if len(yb) else (self.no_labels(x),))
         check_views(self.learn.model, views)
@@ -298,6 +307,18 @@ def __init__(self:Learner, dls, model, loss_func=None, opt_func=Adam, lr=default
     "fastai's; a method brings its loss, so that data without labels need none"
     if loss_func is None and any(isinstance(o, SSLCallback) for o in L(cbs)): loss_func = getattr(dls.train_ds, 'loss_func', noop)
     self._orig___init__(dls, model, loss_func, opt_func, lr, splitter, cbs, **kwargs)
+
+@patch
+def _one_pass(self:TfmdDL):
+    "fastai's, which would take an image out of the epoch of a stream that runs, to learn what an item is"
+    if not isinstance(self.dataset, torch.utils.data.IterableDataset): return self._orig__one_pass()
+    runs = vars(self).pop('it', None)
+    with no_random_change():
+        self.it = iter(self.dataset)
+        try: self._orig__one_pass()
+        finally:
+            del self.it
+            if runs: self.it = runs
 
 @patch
 def add_cb(self:Learner, cb):
@@ -426,6 +447,17 @@ class KeyQueueCallback(QueueMixin, TeacherCallback):
         return (views,(keys, labels, self.teach(views[:1]))) if self.symmetric else (views[:1],(keys, labels))
 
 # %% ../nbs/05_callback.ipynb #b45483de
+class CorrelationsMixin:
+    "For losses of matrices over the embedding's dimensions: processes sum these, or compute rows of matrices over images, which are fewer"
+    @property
+    def compares(self) -> bool: return sum(self.shares) < projection_size(get_model(self.learn.model))
+    def part(self) -> dict:
+        "This process's part, for the loss"
+        if not self.distributed: return {}
+        if self.compares: return dict(rows=self.own_rows())
+        self.parted = True
+        return dict(total=sum(self.shares))
+
 class LossTerm(Metric):
     "Mean over the validation set of `cb.terms[term]`, which the callback's `lf` sets: a column of the table"
     def __init__(self, cb:SSLCallback, term:str): store_attr()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from .collectives import all_reduce, world
+from .collectives import all_reduce, sum_over, world
 
 # %% ../nbs/03_losses.ipynb #b74fda2a
 def check_temp(temp):
@@ -196,51 +196,66 @@ def simsiam(p:Tensor, # (VB, d) predictions, first views then second views, ...
     return byol(p, z, n_views)/4
 
 # %% ../nbs/03_losses.ipynb #992ca5b4
-def _share(rows, n): return 1. if rows is None else len(rows)/n
+class _Images:
+    "Which images a sum is over: those of `z`; the part of them that `rows` are; or those of all processes, of which `z` has its own"
+    def __init__(self, z, rows, total):
+        self.rows,self.all,self.n = rows,total is not None,len(z)//2 if total is None else total
+        if self.n < 2: raise ValueError("z must hold views of at least 2 images: variances and correlations are over the batch")
+        self.part = 1/world() if self.all else 1. if rows is None else len(rows)/self.n
+    def sum(self, x, alike=True): return sum_over(x, alike) if self.all else x
+    def centred(self, z): return z - self.sum(z.sum(0), alike=False)/self.n
 
-def _cross_squares(a, b, rows=None):
-    "Entries of aᵀb squared and summed, for (n, d) each, or the part of `rows`; from rows of n×n matrices where these are less work"
+def _cross_squares(a, b, images):
+    "Entries of aᵀb squared and summed, for (n, d) each, or a part of them; from rows of n×n matrices where these are less work"
     n,d = a.shape
-    if n >= d and 2*n > d*world(): return (a.T @ b).square().sum()*_share(rows, n)     # as for all processes, or parts would not add up
+    if images.all or (n >= d and images.rows is None): return images.sum(a.T @ b).square().sum()*images.part
     def part(i, a, b):
         g = a.index_select(0, i) @ a.T
         return (g*(g if b is a else b.index_select(0, i) @ b.T)).sum()
-    return _by_rows(part, n, n, rows, a, b)
+    return _by_rows(part, n, n, images.rows, a, b)
+
+def _standardised(z, images):
+    if not images.all: return F.batch_norm(z, None, None, training=True)
+    z = images.centred(z)
+    return z*(images.sum(z.square().sum(0), alike=False)/images.n + 1e-5).rsqrt()
 
 def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
                  lmb:float=5e-3, # Weight λ of the redundancy term
                  hsic:bool=False, # Off-diagonal correlations go to -1 instead of 0
-                 rows:Tensor|None=None # As in `nt_xent`, of the B images
+                 rows:Tensor|None=None, # As in `nt_xent`, of the B images
+                 total:int|None=None # Images of all processes, if `z` has only those of this one: then its part of the loss of all
 ) -> Tensor: # scalar
     "Barlow Twins (2103.03230): (C_ii-1)² summed, plus λ times C_ij² summed; C correlates batch-standardised embeddings"
-    if len(_check_z(z)) < 4: raise ValueError("z must hold views of at least 2 images: correlations are over the batch")
+    images = _Images(_check_z(z), rows, total)
     with torch.autocast(z.device.type, enabled=False):
-        z1,z2 = (F.batch_norm(o, None, None, training=True) for o in z.float().chunk(2))
-        n,d = z1.shape
-        diag = (z1*z2).sum(0)/n
+        z1,z2 = (_standardised(o, images) for o in z.float().chunk(2))
+        n,d = images.n,z1.shape[1]
+        diag = images.sum((z1*z2).sum(0))/n
         rest = (diag-1).square().sum() - lmb*(diag+hsic).square().sum()
-        if hsic: rest = rest + lmb*(2*(z1.sum(1)*z2.sum(1)).sum()/n + d**2)
-        return lmb*_cross_squares(z1, z2, rows)/n**2 + rest*_share(rows, n)
+        if hsic: rest = rest + lmb*(2*images.sum((z1.sum(1)*z2.sum(1)).sum())/n + d**2)
+        return lmb*_cross_squares(z1, z2, images)/n**2 + rest*images.part
 
-def _off_covariance(z, rows):
-    "Squared covariances of different dimensions, summed, over d; or the part of `rows`"
-    z,(n,d) = z - z.mean(0),z.shape
-    return (_cross_squares(z, z, rows) - z.square().sum(0).square().sum()*_share(rows, n))/(n-1)**2/d
+def _covariances(z, images):
+    "Variance of each dimension; and squared covariances of different ones, summed, over d, or a part of that"
+    z = images.centred(z)
+    var = images.sum(z.square().sum(0))/(images.n-1)
+    return var,(_cross_squares(z, z, images)/(images.n-1)**2 - var.square().sum()*images.part)/z.shape[1]
 
 def vicreg_loss(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
                 invariance:float=25., # λ
                 variance:float=25., # μ
                 covariance:float=1., # ν
                 eps:float=1e-4, # ε under the root of the variance
-                rows:Tensor|None=None # As in `barlow_twins`, also for the terms
+                rows:Tensor|None=None, total:int|None=None # As in `barlow_twins`, also for the terms
 ) -> tuple: # The total, and the three terms without their weights
     "VICReg (2105.04906): λ·mse(z,z') + μ·[v(z)+v(z')] + ν·[c(z)+c(z')]"
-    if len(_check_z(z)) < 4: raise ValueError("z must hold views of at least 2 images: variances are over the batch")
+    images = _Images(_check_z(z), rows, total)
     with torch.autocast(z.device.type, enabled=False):
         zs = z.float().chunk(2)
-        inv = F.mse_loss(*zs)*_share(rows, len(zs[0]))
-        var = sum((1-(o.var(0)+eps).sqrt()).relu().mean() for o in zs)*_share(rows, len(zs[0]))
-        cov = sum(_off_covariance(o, rows) for o in zs)
+        inv = images.sum(F.mse_loss(*zs, reduction='sum'))/(images.n*z.shape[1])*images.part
+        variances,covs = zip(*(_covariances(o, images) for o in zs))
+        var = sum((1-(o+eps).sqrt()).relu().mean() for o in variances)*images.part
+        cov = sum(covs)
         return invariance*inv + variance*var + covariance*cov,(inv,var,cov)
 
 # %% ../nbs/03_losses.ipynb #752d1860

@@ -76,7 +76,7 @@ class ProcessesMixin:
             terms = getattr(self, 'terms', {})
             whole = all_reduce(torch.stack([self.learn.loss.detach(), *terms.values()]))
             self.learn.loss_grad,self.learn.loss,self.terms = self.learn.loss_grad*len(self.shares),whole[0],dict(zip(terms, whole[1:]))
-        if self.compares: return
+        if self.compares or self.parted: return
         w = len(self.shares)*self.shares[rank_distrib()]/sum(self.shares)
         if w != 1: self.learn.loss_grad,self.learn.loss = self.learn.loss_grad*w,self.learn.loss*w
 

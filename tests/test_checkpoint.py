@@ -113,6 +113,26 @@ def terminate(path):
     os.kill(pid, signal.SIGTERM)
     assert status(pid) == 128+signal.SIGTERM and len(checkpoints(path/'moco')) == 1
 
+class Long(Callback):
+    "A validation of a minute"
+    def __init__(self, fd): self.fd = fd
+    def before_validate(self):
+        if self.epoch: os.write(self.fd, b'.'); time.sleep(60)
+
+def terminate_validation(path):
+    "It is left at once, and nothing of it or of the training before it is lost"
+    torch.set_num_threads(1); path = Path(path)
+    want,n = finish(lambda w: train('moco', path, every=None), path/'want.pth')
+    start = time.time()
+    pid,r = child(lambda w: train('moco', path, every=None, cbs=[Checkpoint(path/'moco'), Long(w)]))
+    os.read(r, 1); time.sleep(.5)
+    os.kill(pid, signal.SIGTERM)
+    assert status(pid) == 128+signal.SIGTERM and time.time()-start < 30
+    last = read_checkpoint(checkpoints(path/'moco')[-1])
+    assert (last['epoch'],last['iter']) == (1,n//2)
+    got,steps = finish(lambda w: train('moco', path, resume=True), path/'got.pth')
+    equal(got, want); assert steps == 0
+
 def full_disk(path):
     "A disk with no room: files may not grow beyond a megabyte"
     path = Path(path)
@@ -137,7 +157,8 @@ def test_killed(tmp_path):
     names = list(METHODS)
     for o in [done(p) for p in [run('kill', tmp_path, *names[i::2]) for i in (0,1)]]: assert o.count('goes on exactly') == len(names)//2
 
-def test_sigterm(tmp_path): done(run('terminate', tmp_path))
+@pytest.mark.parametrize('when', ['terminate','terminate_validation'])
+def test_sigterm(when, tmp_path): done(run(when, tmp_path))
 def test_full_disk(tmp_path): assert 'free some space' in done(run('full_disk', tmp_path))
 
 @pytest.fixture(scope='module')
@@ -308,6 +329,12 @@ def test_resume_with_a_progress_bar(tmp_path):
 def test_resume_twice(moco):
     learn = make('moco').resume(moco).resume(moco)
     assert len(fit(learn).recorder.values) == 1 and not hasattr(learn, 'resumed')
+
+def test_not_exact_with_as_many(moco):
+    "`exact=False` is about processes: with as many of them it goes on exactly, and other batches are refused"
+    with pytest.raises(ValueError, match='batch 8 there, 4 here'): fit(make('moco', make_dls(bs=4)).resume(moco, exact=False))
+    learn = fit(make('moco').resume(checkpoints(moco)[0], exact=False))
+    assert same(state(learn), read_checkpoint(checkpoints(moco)[-1])['model'])
 
 def test_finished(moco):
     "A fit that was over is not run again"

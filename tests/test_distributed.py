@@ -1,42 +1,24 @@
 "Several processes on gloo compute what one does, for every method."
-import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
 import pytest, torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
-from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.training.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
 from self_supervised.vision.all import Alarms, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
 from test_methods import METHODS, image
-
-def start(rank, path):
-    dist.init_process_group('gloo', init_method=f'file://{path}/sync', rank=rank, world_size=2)
-
-def _sinkhorn(rank, path, scores, cut):
-    start(rank, path)
-    torch.save(sinkhorn(scores[:cut] if rank == 0 else scores[cut:], .02), f'{path}/{rank}')
-    dist.destroy_process_group()
-
-@pytest.mark.parametrize('cut', [16, 10])
-def test_sinkhorn(tmp_path, cut):
-    "Two processes with equal and unequal shares of the batch"
-    scores = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
-    mp.spawn(_sinkhorn, (str(tmp_path), scores, cut), nprocs=2)
-    torch.testing.assert_close(torch.cat([torch.load(tmp_path/str(i)) for i in range(2)]), sinkhorn(scores, .02), rtol=1e-5, atol=1e-6)
 
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1; three with 3, 3, 2 and twice 3, 3, 1
 
 FIGURES = spread,rankme,lidar,alignment,uniformity
 N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
+def rate(name): return LR.get(name.partition('+')[0], LR[''])
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
-VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce']
+VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce','barlow_twins+narrow','vic_reg+narrow']
 OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
              alpha=dict(alpha=100., batch_negs=False, symmetric=True), bce=dict(kind='bce'))
 def order(W): return [i for s in range(0, 12, BS[W]) for share in SHARES[W] for i in share[s:s+BS[W]]]
@@ -70,6 +52,7 @@ def learner(name, W=2, **kw):
     name,_,other = name.partition('+')
     kw = {**kw, **OTHER.get(other, {})}
     cb,model_f,_,args = METHODS[name]
+    if other == 'narrow': model_f = partial(model_f, projection_size=4)         # sums over processes, not rows of their images
     args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
     set_seed(0)
     model = without_bn(model_f(create_encoder('test_resnet', False)))
@@ -84,7 +67,7 @@ def run(name, W):
     before = [p.clone() for p in learn.model.parameters()]
     with learn.no_bar(), learn.no_logging():
         figures = list(learn.validate()[2:7])
-        learn.fit(1, LR.get(name, LR['']))
+        learn.fit(1, rate(name))
     assert max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)) > 1e-4     # far more than the tolerance below
     return dict(figures=figures, losses=learn.records.losses[:3], knn=learn.final_record[2], state=get_model(learn.model).state_dict())
 
@@ -95,18 +78,11 @@ def fit_all(path):
         learn = learner(name, dist.get_world_size())
         with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
             figures = list(learn.validate()[2:7])
-            learn.fit(1, LR.get(name, LR['']))
+            learn.fit(1, rate(name))
         torch.save(dict(figures=figures, losses=learn.records.losses[:3], knn=learn.final_record[2], state=learn.model.state_dict()), f'{path}/{name}-{rank_distrib()}')
 
-@pytest.fixture(scope='module', params=[2, 3])
-def several(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp('several')
-    launch(__file__, 'fit_all', path, n=request.param)
-    return path,request.param
-
-@pytest.mark.parametrize('name', RUNS+VARIANTS)
-def test_several_processes_are_one(name, several):
-    path,W = several
+def assert_one(name, path, W):
+    "`W` processes, whose results are in `path`, have computed what one does"
     one,(a,*_,b) = run(name, W),(torch.load(path/f'{name}-{r}', weights_only=True) for r in range(W))
     torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
     assert a['figures'] == pytest.approx(one['figures'], rel=1e-5, abs=1e-5) and a['figures'] == b['figures']
@@ -115,32 +91,21 @@ def test_several_processes_are_one(name, several):
         torch.testing.assert_close(a['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
         assert torch.equal(a['state'][k], b['state'][k]), k               # queues, teachers and centres too, to the bit
 
-class Killed(Callback):
-    "The second process dies in the second epoch; its starter ends the first"
-    order = 100
-    def after_batch(self):
-        if self.training and rank_distrib() and (self.epoch,self.iter) == (1,1): os.kill(os.getpid(), signal.SIGKILL)
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    path = tmp_path_factory.mktemp('two')
+    launch(__file__, 'fit_all', path)
+    return path
 
-def go_on(path, what):
-    learn = learner('moco')
-    if what != 'whole': learn.add_cb(Checkpoint(f'{path}/c', every=1)).resume(f'{path}/c', missing_ok=True)
-    if what == 'killed': learn.add_cb(Killed())
-    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .02)
-    torch.save(dict(values=[list(o) for o in learn.recorder.values], state=learn.model.state_dict()), f'{path}/{what}-{rank_distrib()}')
+@pytest.mark.parametrize('name', RUNS+VARIANTS)
+def test_two_processes_are_one(name, two): assert_one(name, two, 2)
 
-def test_resume_two_processes(tmp_path):
-    "One of them is killed; both go on as if nothing had happened"
-    launch(__file__, 'go_on', tmp_path, 'whole')
-    with pytest.raises(RuntimeError): launch(__file__, 'go_on', tmp_path, 'killed')
-    assert checkpoints(tmp_path/'c')[-1].name.split('-')[1] == 'epoch1'
-    launch(__file__, 'go_on', tmp_path, 'resumed')
-    for r in (0,1):
-        a,b = (torch.load(tmp_path/f'{o}-{r}', weights_only=True) for o in ('whole','resumed'))
-        assert a['values'] == b['values'] and all(torch.equal(v, b['state'][k]) for k,v in a['state'].items())
+SCORES = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+
+def shared_sinkhorn(path):
+    for cut in (16,10): torch.save(sinkhorn(SCORES[cut:] if rank_distrib() else SCORES[:cut], .02), f'{path}/sinkhorn-{cut}-{rank_distrib()}')
 
 def refuse(path):
-    from accelerate import Accelerator
-    Accelerator(cpu=True)
     r = rank_distrib()
     def tell(what, e):
         if not r: print(what, 'refused:', str(e).replace('\n', ' '))
@@ -157,29 +122,30 @@ def refuse(path):
         try: learn.fit(1)
         except ValueError as e: tell('K', e)
 
-def test_processes_that_differ(tmp_path):
-    out = launch(__file__, 'refuse', tmp_path)
+@pytest.mark.parametrize('cut', [16, 10])
+def test_sinkhorn(several_things, cut):
+    "Two processes with equal and unequal shares of the batch"
+    res = torch.cat([torch.load(several_things[0]/f'sinkhorn-{cut}-{r}') for r in range(2)])
+    torch.testing.assert_close(res, sinkhorn(SCORES, .02), rtol=1e-5, atol=1e-6)
+
+def test_processes_that_differ(several_things):
+    out = several_things[1]
     for what,msg in (('seed','sum of the weights'),('length',"training images: [20, 19]"),('K','K: [10, 11]')):
         assert any(l.startswith(f'{what} refused') and msg in l for l in out.splitlines()), out
 
 def written(path):
     "Files are written by the first process alone"
-    from accelerate import Accelerator
-    Accelerator(cpu=True)
     learn,r = learner('sim_clr'),rank_distrib()
     with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, .02)
     learn.remove_cbs([learn.alarms, learn.records])
     learn.save_encoder(f'{path}/{r}.safetensors'); learn.report(f'{path}/{r}.html', evaluation=False)
 
-def test_first_process_writes(tmp_path):
-    launch(__file__, 'written', tmp_path)
-    assert sorted(o.name for o in tmp_path.iterdir()) == ['0.html','0.safetensors']
+def test_first_process_writes(several_things):
+    assert sorted(o.name for o in several_things[0].iterdir() if o.suffix in ('.html','.safetensors')) == ['0.html','0.safetensors']
 
 def together(path):
     "What two processes have to agree on, and what they must not begin"
-    from accelerate import Accelerator
     from self_supervised.vision.all import model_splitter
-    Accelerator(cpu=True)
     r = rank_distrib()
     learn = learner('moco')
     if r: learn.model.queue.embs.normal_(); learn.model.queue.labels.fill_(9)                # point 12
@@ -193,45 +159,43 @@ def together(path):
         with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fine_tune(1, .02)
         torch.save(learn.model.state_dict(), f'{path}/{name}-tuned-{r}')
 
-def test_together(tmp_path):
-    out = launch(__file__, 'together', tmp_path)
-    assert out.count('refused') == 2 and 'lr_find: call it in one process' in out
+def test_together(several_things):
+    path,out = several_things
+    assert out.count('lr_find: call it in one process') == 2
     for o in ('moco','byol-tuned','sim_clr-tuned','moco-tuned'):
-        a,b = (torch.load(tmp_path/f'{o}-{r}', weights_only=True) for r in (0,1))
+        a,b = (torch.load(path/f'{o}-{r}', weights_only=True) for r in (0,1))
         assert all(torch.equal(a[k], b[k]) for k in a), o
     assert not (a['queue.labels'] == 9).any()
 
 def own_loss(path):
     "A method whose `lf` is the user's own and knows nothing of processes"
-    from accelerate import Accelerator
     from self_supervised.losses import nt_xent
-    Accelerator(cpu=True)
     for r,lf in enumerate([lambda cb,pred,*yb: nt_xent(pred, cb.temp), None]):
         learn = learner('sim_clr')
         if lf: learn.sim_clr.__class__ = type('SimCLR', (type(learn.sim_clr),), dict(lf=lf))
         with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, .02)
-        if not rank_distrib(): torch.save(dict(losses=learn.records.losses, state=learn.model.state_dict()), f'{path}/{r}')
+        if not rank_distrib(): torch.save(dict(losses=learn.records.losses, state=learn.model.state_dict()), f'{path}/own-{r}')
 
-def test_own_loss(tmp_path):
-    launch(__file__, 'own_loss', tmp_path)
-    a,b = (torch.load(tmp_path/str(r), weights_only=True) for r in (0,1))
+def test_own_loss(several_things):
+    a,b = (torch.load(several_things[0]/f'own-{r}', weights_only=True) for r in (0,1))
     assert a['losses'] == pytest.approx(b['losses'], rel=1e-5)
     for k in a['state']: torch.testing.assert_close(a['state'][k], b['state'][k], rtol=0, atol=1e-5)
+
+def in_turn(path):
+    from accelerate import Accelerator
+    Accelerator(cpu=True)
+    for f in (shared_sinkhorn, refuse, written, together, own_loss): f(path)
+
+@pytest.fixture(scope='module')
+def several_things(tmp_path_factory):
+    "One start of two processes for all of these"
+    path = tmp_path_factory.mktemp('things')
+    return path,launch(__file__, 'in_turn', path)
 
 examples = Path(__file__).parent.parent/'examples'
 
 @pytest.mark.parametrize('tool', ['torchrun','accelerate'])
 def test_example(tool): assert '2 processes, kNN' in launch(examples/'distributed.py', '--epochs', 1, tool=tool)
-
-def test_streaming(): assert '2 processes, kNN' in launch(examples/'streaming.py', '--epochs', 1)
-
-def test_stream_of_workers(tmp_path, monkeypatch):
-    "Workers read different shards: an epoch has no image twice"
-    monkeypatch.syspath_prepend(examples)
-    from streaming import stream_dl, write_shards
-    dls = DataLoaders(TfmdDL([(TensorImage(torch.full((1,8,8), i/255)), 0) for i in range(64)], bs=4))
-    dl = stream_dl(write_shards(dls, tmp_path), 8, 64, num_workers=2)
-    for _ in range(2): assert (torch.cat([b[0][:,0,0,0] for b in dl])*255).round().sort()[0].tolist() == list(range(64))
 
 if __name__ == '__main__':
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -97,6 +97,8 @@ def test_barlow_twins_from_either_matrix(b, d, hsic):
         off = (c+hsic).square()
         return (c.diagonal()-1).square().sum() + .02*(off.sum()-off.diagonal().sum())
     same(lambda z: barlow_twins(z, .02, hsic), naive, pair(b=b, d=d)[0])
+    same(lambda z: barlow_twins(z, .02, hsic, total=b), naive, pair(b=b, d=d)[0])             # sums over processes, of which there is one
+    same(lambda z: vicreg_loss(z, total=b)[0], lambda z: vicreg_loss(z)[0], pair(b=b, d=d)[0])
 
 @pytest.mark.parametrize('f', [nt_xent, dcl, lambda z: dcl(z, .2, .5), lambda z: supcon(z, torch.arange(len(z))%5),
                                lambda z: info_nce(*z.chunk(2), z.detach()[:7])], ids='nt_xent dcl dclw supcon info_nce'.split())

@@ -7,6 +7,7 @@ __all__ = ['StreamDL', 'launch']
 
 # %% ../../nbs/80_training.distributed.ipynb #fed2993f
 import os, subprocess, sys
+from itertools import chain
 from fastai.distributed import *
 from fastai.vision.all import *
 from ..collectives import *
@@ -24,18 +25,28 @@ class StreamDL(DistributedDL):
     "A loader whose stream gives each process its share; all stop after the shortest. Make it inside `distrib_ctx`, on all processes"
     def __init__(self, dl, *args, **kwargs):
         super().__init__(dl, *args, **kwargs)
-        self.n_batches = min(all_sizes(len(dl), 'cuda' if world() > 1 and torch.distributed.get_backend() == 'nccl' else None))
-    def __len__(self): return self.n_batches
+        if dl.n is None: raise ValueError("n: a stream has no length: give its loader the images of an epoch, TfmdDL(stream, n=10_000, ...)")
+        self.all_n = all_objects(dl.n)
+        self.group = torch.distributed.new_group(backend='gloo') if world() > 1 else None         # GPUs need not wait for these questions
+    def __len__(self): return min(n//self.bs if self.drop_last else -(-n//self.bs) for n in self.all_n)
     def get_idxs(self): return list(self.dl.get_idxs())[:len(self)*self.bs]
+    def __iter__(self):
+        "Batches for as long as every process has one"
+        for b in chain(super().__iter__(), [None]):
+            more = torch.tensor(b is not None, dtype=torch.int)
+            if self.group is not None: torch.distributed.all_reduce(more, torch.distributed.ReduceOp.MIN, self.group)
+            if not more: return
+            yield b
 
 # %% ../../nbs/80_training.distributed.ipynb #d6a112d2
-def launch(script:str|Path, *args, n:int=2, tool:str='torchrun', timeout:int=600, **env) -> str:
+def launch(script:str|Path, *args, n:int=2, tool:str='torchrun', restarts:int=0, timeout:int=600, **env) -> str:
     "Run `script` in `n` processes of this machine with 'torchrun' or 'accelerate' and return what it prints; raises if it fails"
     if tool not in ('torchrun','accelerate'): raise ValueError(f"tool must be 'torchrun' or 'accelerate', got {tool!r}")
-    cmd = {'torchrun':   ['torch.distributed.run','--nproc_per_node',n,'--rdzv_backend','c10d','--rdzv_endpoint','localhost:0'],
+    cmd = {'torchrun':   ['torch.distributed.run','--nproc_per_node',n,'--rdzv_backend','c10d','--rdzv_endpoint','localhost:0',
+                          '--max_restarts',restarts],
            'accelerate': ['accelerate.commands.launch','--multi_gpu','--num_processes',n,'--num_machines',1,'--mixed_precision','no',
-                          '--dynamo_backend','no','--main_process_port',0]}[tool]
+                          '--dynamo_backend','no','--main_process_port',0,'--max_restarts',restarts]}[tool]
     r = subprocess.run([sys.executable,'-m',*map(str, cmd),str(script),*map(str, args)], capture_output=True, text=True, timeout=timeout,
-                       env={**os.environ, 'OMP_NUM_THREADS':'1', **env})
+                       env={**os.environ, 'OMP_NUM_THREADS':'1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE':'1', **env})
     if r.returncode: raise RuntimeError(f"{script} failed:\n{r.stderr[-3000:]}")
     return r.stdout

@@ -25,7 +25,7 @@ def get_barlow_twins_aug_pipelines(size:int|tuple, **kwargs) -> list:
     return get_asymmetric_aug_pipelines(size, **kwargs)
 
 # %% ../../nbs/16_vision.barlow_twins.ipynb #8714066f
-class BarlowTwins(SSLCallback):
+class BarlowTwins(CorrelationsMixin, SSLCallback):
     "Barlow Twins (2103.03230): the correlation matrix of two views' embeddings should be the identity"
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_barlow_twins_aug_pipelines`
@@ -41,5 +41,5 @@ class BarlowTwins(SSLCallback):
         d = projection_size(get_model(self.learn.model))
         return d + self.lmb*d*(d-1)*self.hsic
     def lf(self, pred, *yb):
-        if len(pred) < 4: return pred.sum()*0         # a last validation batch of one image has no correlations
-        return barlow_twins(pred, self.lmb, self.hsic, self.own_rows())
+        if sum(self.shares) < 2: return pred.sum()*0  # a last validation batch of one image has no correlations
+        return barlow_twins(pred, self.lmb, self.hsic, **self.part())

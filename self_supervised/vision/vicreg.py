@@ -27,7 +27,7 @@ def get_vicreg_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
                                    solarize=solarize, solarize_p=solarize_p, **kwargs)
 
 # %% ../../nbs/17_vision.vicreg.ipynb #1846cb5e
-class VICReg(TermsMixin, SSLCallback):
+class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
     "VICReg (2105.04906): invariance, variance and covariance of two views' embeddings"
     term_names = ('invariance','variance','covariance')
     def __init__(self,
@@ -44,7 +44,7 @@ class VICReg(TermsMixin, SSLCallback):
         store_attr('invariance,variance,covariance,eps')
 
     def lf(self, pred, *yb):
-        if len(pred) < 4: loss = pred.sum()*0; terms = [loss]*3         # a last validation batch of one image has no variance
-        else: loss,terms = vicreg_loss(pred, self.invariance, self.variance, self.covariance, self.eps, self.own_rows())
+        if sum(self.shares) < 2: loss = pred.sum()*0; terms = [loss]*3         # a last validation batch of one image has no variance
+        else: loss,terms = vicreg_loss(pred, self.invariance, self.variance, self.covariance, self.eps, **self.part())
         self.terms = {n:t.detach() for n,t in zip(self.term_names, terms)}
         return loss

@@ -1,0 +1,165 @@
+"Workers and nodes are taken away: the training goes on exactly, or on another number of processes."
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest, torch
+import torch.distributed as dist
+from fastai.vision.all import Callback, rank_distrib
+from self_supervised.training.checkpoint import Checkpoint, checkpoints, of_epochs, plain
+from self_supervised.training.distributed import DistributedDL, launch
+from self_supervised.vision.all import get_model
+from test_distributed import learner
+
+class Killed(Callback):
+    "The second process dies in the middle of the second epoch, with its first starter"
+    order = 100
+    def after_batch(self):
+        if self.training and rank_distrib() and (self.epoch,self.iter) == (1,1): os.kill(os.getpid(), signal.SIGKILL)
+
+class Slow(Callback):
+    "Time to be signalled in, in the training of the second epoch"
+    order = 100
+    def __init__(self, path): self.path = path
+    def after_batch(self):
+        if self.epoch and self.training: (self.path/f'slow-{rank_distrib()}').touch(); time.sleep(.5)
+
+def go_on(path, what, resume='', epochs='3'):
+    from accelerate import Accelerator
+    Accelerator(cpu=True)                                  # so that `learner` divides its images as `test_distributed` does
+    path,learn = Path(path),learner('moco')
+    if what == 'three': learn.dls.loaders[0] = DistributedDL(learn.dls.train.dl)
+    folder = path/(resume or what)
+    if what != 'whole': learn.add_cb(Checkpoint(folder, every=1))
+    if what == 'slow' and not checkpoints(folder): learn.add_cb(Slow(path))
+    if what == 'killed' or what == 'restarted' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0': learn.add_cb(Killed())
+    if what == 'soak': (path/f'pid-{rank_distrib()}').write_text(str(os.getpid()))
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
+        learn.resume(folder, missing_ok=True, exact=not resume)
+        learn.fit_one_cycle(int(epochs), .02)
+    (path/'result').mkdir(exist_ok=True)
+    torch.save(summary(learn), path/'result'/f'{what}-{rank_distrib()}')
+
+def summary(learn):
+    r = learn.recorder
+    return plain(dict(values=r.values, lrs=r.lrs, state=get_model(learn.model).state_dict()))
+
+def result(path, name): return torch.load(path/'result'/name, weights_only=True)
+
+def assert_same(a, b):
+    assert a['values'] == b['values'] and a['lrs'] == b['lrs']
+    for k,v in a['state'].items(): assert torch.equal(v, b['state'][k]), k
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The uninterrupted training, by two processes"
+    path = tmp_path_factory.mktemp('whole')
+    launch(__file__, 'go_on', path, 'whole')
+    return path
+
+def test_restarted(whole, tmp_path):
+    "torchrun ends the others and starts all of them again"
+    launch(__file__, 'go_on', tmp_path, 'restarted', restarts=1)
+    for r in (0,1): assert_same(result(tmp_path, f'restarted-{r}'), result(whole, f'whole-{r}'))
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+    path = tmp_path_factory.mktemp('killed')
+    with pytest.raises(RuntimeError): launch(__file__, 'go_on', path, 'killed')
+    assert checkpoints(path/'killed')[-1].stem.split('-')[1] == 'epoch1'
+    return path
+
+def with_one(path, **kw):
+    learn = learner('moco')                                # one process gives the batches of two, in halves unless `resume` mends that
+    learn.dls.train.bs = 4
+    learn.resume(path, **kw)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .02)
+    return learn
+
+def test_with_one_process(whole, killed):
+    with pytest.raises(ValueError, match='processes 2 there, 1 here(.|\n)*exact=False'): with_one(killed/'killed')
+    with pytest.warns(UserWarning, match='written by 2 processes, and 1 go on, with batches of 8 images') as w: learn = with_one(killed/'killed', exact=False)
+    assert sum('go on' in str(o.message) for o in w) == 1 and learn.dls.train.bs == 8
+    one,two = summary(learn),result(whole, 'whole-0')
+    assert one['values'][0] == two['values'][0] and one['lrs'] == two['lrs']
+    for a,b in zip(one['values'], two['values']):                 # but valid_loss: validation has other batches
+        assert a[:1]+a[2:] == pytest.approx(b[:1]+b[2:], rel=1e-5, abs=1e-5)
+    for k,v in two['state'].items(): torch.testing.assert_close(one['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
+
+def test_with_three_processes(whole, killed, tmp_path):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    launch(__file__, 'go_on', tmp_path, 'three', 'killed', n=3)
+    a,b,c,two = *(result(tmp_path, f'three-{r}') for r in range(3)),result(whole, 'whole-0')
+    assert a['lrs'] == pytest.approx(two['lrs']) and a['values'][0] == two['values'][0] and len(a['values']) == 3
+    for k,v in a['state'].items():
+        assert torch.equal(v, b['state'][k]) and torch.equal(v, c['state'][k]), k
+        if v.is_floating_point(): assert v.isfinite().all(), k
+
+def test_no_finished_epoch(killed, tmp_path):
+    "That of the last finished epoch is kept, whatever follows it; without it there is nothing to go on from"
+    files = checkpoints(killed/'killed')
+    assert of_epochs(files) == files[:1] and len(files) == 3
+    shutil.copy(files[-1], tmp_path)
+    with pytest.raises(ValueError, match='finished epoch'): learner('moco').resume(tmp_path, exact=False)
+
+# a node is taken away: SLURM's commands are stand-ins, its job file, torchrun and the training are not
+
+def stand_in(folder, name, text):
+    (folder/name).write_text(f'#!/bin/bash\n{text}\n'); (folder/name).chmod(0o755)
+
+def test_preempted(whole, tmp_path):
+    bin = tmp_path/'bin'; bin.mkdir()
+    stand_in(bin, 'srun', f'echo $$ > {tmp_path}/step; exec "$@"')
+    stand_in(bin, 'scancel', f'p=$(cat {tmp_path}/step); pkill -TERM -P $p; kill -TERM $p')
+    stand_in(bin, 'scontrol', f'if [ $1 = show ]; then echo localhost; else touch {tmp_path}/requeued; fi')
+    port = random.randint(20000, 60000)
+    job = tmp_path/'job'; job.write_text((Path(__file__).parent.parent/'examples/job.slurm').read_text().replace('29500', str(port)))
+    env = {**os.environ, 'PATH':f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}", 'OMP_NUM_THREADS':'1', 'SLURM_JOB_ID':'7',
+           'SLURM_NNODES':'1', 'SLURM_GPUS_ON_NODE':'2', 'SLURM_JOB_NODELIST':'n1'}
+    log = tmp_path/'log'
+    def start():
+        with open(log, 'a') as f: return subprocess.Popen(['bash',str(job),__file__,'go_on',str(tmp_path),'slow'], env=env, stdout=f, stderr=f)
+    p = start()
+    until(lambda: all((tmp_path/f'slow-{r}').exists() for r in (0,1)), p, log)
+    t = time.time(); p.send_signal(signal.SIGTERM)
+    assert p.wait(60) == 143 and time.time()-t < 30 and (tmp_path/'requeued').exists(), log.read_text()
+    assert checkpoints(tmp_path/'slow')[-1].stem.split('-')[1] in ('epoch1','epoch2') and not (tmp_path/'result').exists()
+    assert start().wait(120) == 0, log.read_text()
+    for r in (0,1): assert_same(result(tmp_path, f'slow-{r}'), result(whole, f'whole-{r}'))
+
+def until(f, p, log, seconds=90):
+    end = time.time()+seconds
+    while not f():
+        assert time.time() < end and p.poll() is None, log.read_text()
+        time.sleep(.05)
+
+def soak(path, n=20, seed=0):
+    "`n` kills of one of two workers at random moments"
+    path,rng = Path(path),random.Random(int(seed))
+    launch(__file__, 'go_on', path, 'whole', '', 200)
+    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE':'1'}
+    cmd = [sys.executable,'-m','torch.distributed.run','--nproc_per_node','2','--rdzv_backend','c10d','--rdzv_endpoint','localhost:0',
+           '--max_restarts',str(int(n)+5),__file__,'go_on',str(path),'soak','','200']
+    log = path/'log'
+    with open(log, 'w') as f: p = subprocess.Popen(cmd, env=env, stdout=f, stderr=f)
+    pids = path/'pid-0',path/'pid-1'
+    for i in range(int(n)):
+        until(lambda: all(o.exists() for o in pids), p, log)
+        time.sleep(rng.uniform(0, 4))
+        who = rng.randrange(2); pid = int(pids[who].read_text())
+        for o in pids: o.unlink()
+        os.kill(pid, signal.SIGKILL)
+        last = checkpoints(path/'soak')
+        print(f"kill {i+1}, of worker {who}: {last[-1].stem if last else 'before the first checkpoint'}", flush=True)
+    assert p.wait() == 0, log.read_text()[-3000:]
+    for r in (0,1): assert_same(result(path, f'soak-{r}'), result(path, f'whole-{r}'))
+    print(f'{n} kills of one worker: as uninterrupted')
+
+if __name__ == '__main__':
+    globals()[sys.argv[1]](*sys.argv[2:])
+    if dist.is_initialized(): dist.destroy_process_group()
