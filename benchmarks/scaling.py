@@ -1,16 +1,38 @@
-"What a process computes and receives in a step of each method, counted on tensors without content; and NT-Xent's time and memory, measured: docs/scaling.md."
+"""What a process computes and sends in a step of each method, counted; NT-Xent's time and memory, and DDP's overhead, measured.
+Fills in the tables of docs/scaling.md and draws its picture."""
+import os
+import sys
 import time
+from contextlib import nullcontext
+import matplotlib.pyplot as plt
 from fastcore.script import call_parse
 from memory import peak_mb
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from self_supervised import collectives
+from self_supervised.training.distributed import launch
 from self_supervised.vision.all import *
+
+page = Path(__file__).parent.parent/'docs'/'scaling.md'
+cols = ['encoder','DDP','loss','sent']
 
 class Flat(nn.Module):
     "In place of an encoder, for the widths of the heads"
     nf = 2048
-    def forward(self, x): return torch.zeros(len(x), self.nf)
+    def forward(self, x): return x.new_zeros(len(x), self.nf)
+
+def put(name:str, text:str):
+    "Write `text` into the page, between the comments that name it"
+    a,b = f'<!-- {name} -->\n',f'\n<!-- /{name} -->'
+    s = page.read_text()
+    page.write_text(s[:s.index(a)+len(a)]+text+s[s.index(b):])
+    print(text, flush=True)
+
+def table(head:list, rows:list) -> str:
+    return '\n'.join('| '+' | '.join(map(str, o))+' |' for o in (head, ['---']*len(head), *rows))
+
+# counted: work on tensors without content, bytes in a step of the first of W processes whose collectives only copy
 
 def flops(f):
     with FakeTensorMode(), FlopCounterMode(display=False) as c: f().backward()
@@ -21,21 +43,92 @@ def own(b): return torch.arange(b)
 def neighbours(n, b, d, K):
     z(2*b, d).detach() @ z(d, K).detach()
     return nnclr(z(2*n, d), z(2*n, d), rows=own(b))
+def correlations(f):
+    "As `CorrelationsMixin` has it"
+    return lambda n,b,d: f(z(2*n, d), rows=own(b)) if n < d else f(z(2*b, d), total=n)
 
-# the model, the part of the loss of n images with width d that b images have, and what a process gets: numbers for each image of the others, sums once a step
-METHODS = {'SimCLR':      (create_simclr_model, lambda n,b,d: nt_xent(z(2*n, d), rows=own(2*b)), lambda d: 4*d, 0),                     # embeddings, and their gradients
-           'MOCO':        (create_moco_model, lambda n,b,d: info_nce(z(n, d), z(n, d), z(65536, d), rows=own(b)), lambda d: 4*d, 0),    # queries, keys, keys for the queue, gradients
-           'MOCOV3':      (create_mocov3_model, lambda n,b,d: moco_v3(z(2*n, d), z(2*n, d), rows=own(b)), lambda d: 8*d, 0),            # predictions, projections, keys, gradients
-           'NNCLR':       (create_nnclr_model, lambda n,b,d: neighbours(n, b, d, 65536), lambda d: 8*d, 0),                             # predictions, projections, neighbours, gradients
-           'BarlowTwins': (create_barlow_twins_model, lambda n,b,d: barlow_twins(z(2*n, d), rows=own(b)), lambda d: 4*d, 0),
-           'VICReg':      (create_vicreg_model, lambda n,b,d: vicreg_loss(z(2*n, d), rows=own(b))[0], lambda d: 4*d, 0),
-           'BYOL':        (create_byol_model, None, lambda d: 0, 0),
-           'SimSiam':     (create_simsiam_model, None, lambda d: 0, 0),
-           'SWAV':        (create_swav_model, None, lambda d: 2*d, 3*2*2*3000),                                                       # for the queue; Sinkhorn's sums
-           'DINO':        (create_dino_model, None, lambda d: 0, 65536)}                                                            # the centre
+# the model, and the part of the loss of n images with width d that b images have
+METHODS = {'SimCLR':      (SimCLR, create_simclr_model, get_simclr_aug_pipelines, lambda n,b,d: nt_xent(z(2*n, d), rows=own(2*b))),
+           'MOCO':        (partial(MOCO, K=65_536), create_moco_model, get_moco_aug_pipelines, lambda n,b,d: info_nce(z(n, d), z(n, d), z(65536, d), rows=own(b))),
+           'MOCOV3':      (MOCOV3, create_mocov3_model, get_mocov3_aug_pipelines, lambda n,b,d: moco_v3(z(2*n, d), z(2*n, d), rows=own(b))),
+           'NNCLR':       (partial(NNCLR, K=65_536), create_nnclr_model, get_nnclr_aug_pipelines, lambda n,b,d: neighbours(n, b, d, 65536)),
+           'BarlowTwins': (BarlowTwins, create_barlow_twins_model, get_barlow_twins_aug_pipelines, correlations(barlow_twins)),
+           'VICReg':      (VICReg, create_vicreg_model, get_vicreg_aug_pipelines, correlations(lambda *a,**kw: vicreg_loss(*a, **kw)[0])),
+           'BYOL':        (BYOL, create_byol_model, get_byol_aug_pipelines, None),
+           'SimSiam':     (SimSiam, create_simsiam_model, get_simsiam_aug_pipelines, None),
+           'SWAV':        (SWAV, create_swav_model, partial(get_swav_aug_pipelines, small_size=8), None),
+           'DINO':        (DINO, create_dino_model, partial(get_dino_aug_pipelines, small_size=8), None)}
+
+class Counted:
+    "torch.distributed for the first of `W` processes, of which the others do the same; counts the bytes that a process receives"
+    ReduceOp = torch.distributed.ReduceOp
+    def __init__(self, W): self.W,self.received = W,0
+    def is_available(self): return True
+    is_initialized = is_available
+    def get_world_size(self): return self.W
+    def get_rank(self): return 0
+    def all_gather_object(self, res, o): res[:] = [o]*self.W
+    def broadcast(self, x, src): self.received += x.nbytes
+    def all_gather(self, res, x):
+        for r in res: r.copy_(x)
+        self.received += (self.W-1)*x.nbytes
+    def reduce_scatter_tensor(self, out, x):
+        out.copy_(x[:len(out)])
+        self.received += (self.W-1)*out.nbytes
+    def all_reduce(self, x, op=None): self.received += 2*(self.W-1)/self.W*x.nbytes        # by a ring
+
+class Step(Callback):
+    order = 200
+    def before_train(self): collectives.dist.received = 0
+    def after_batch(self):
+        self.mb = collectives.dist.received/1e6
+        raise CancelFitException
+
+def received(name:str, W:int, bs:int) -> float:
+    "MB that a process receives in a step of the method for the loss"
+    cb,model_f,augs,_ = METHODS[name]
+    real,collectives.dist = collectives.dist,Counted(W)
+    try:
+        items = [(TensorImage(torch.rand(3, 16, 16)),TensorCategory(i%2)) for i in range(bs)]
+        learn = Learner(DataLoaders(TfmdDL(items, bs=bs, num_workers=0), TfmdDL(items, bs=bs, num_workers=0)), model_f(Flat()), cbs=[cb(augs(16)), Step()])
+        learn.distributed_trainer = None
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+        return learn.step.mb
+    finally: collectives.dist = real
+
+def count(bs:int, encoder:str, worlds:tuple):
+    enc = create_encoder(encoder, pretrained=False)
+    with FlopCounterMode(display=False) as f: enc(torch.rand(2,3,224,224)).sum().backward()
+    work,n,rows,data = f.get_total_flops()*bs/1e12,sum(p.numel() for p in enc.parameters()),[],{}
+    for name,(_,model_f,_,loss) in METHODS.items():
+        model = model_f(Flat())
+        d,params = projection_size(model),n+sum(p.numel() for p in model.parameters())
+        data[name] = [(w, received(name, w, bs), flops(partial(loss, w*bs, bs, d))/1e12 if loss else 0., 4*params/1e6) for w in worlds]
+        rows.append([name, f'{4*params/1e6:.0f}', *[f'{mb:,.1f} · {tf:,.2f}' for _,mb,tf,_ in data[name]]])
+    head = ['method','gradients summed by DDP, MB',*[f'{w:,} GPUs, {w*bs:,} images' for w in worlds]]
+    put('counted', f"{encoder}, {bs} images a process, two views of 224 pixels. The encoder takes {work:.1f} TFLOP a step and process, forward and backward; "
+        "a teacher adds its\nforward pass, a third of that. Each cell: what a process receives for the loss in MB · what it computes for the loss in TFLOP.\n\n"+table(head, rows))
+    draw(data, work, worlds)
+
+def draw(data:dict, work:float, worlds:tuple, tflops:float=312*.3, inside:float=300., between:float=25.):
+    "Seconds of a step as if nothing overlapped: NVIDIA's A100 at 30 % of its peak, GB/s of its NVLink in a machine of 8 and of its network between them"
+    fig,axs = plt.subplots(1, len(worlds), figsize=(10, 3.2), sharey=True)
+    for i,(w,ax) in enumerate(zip(worlds, axs)):
+        gb,left = inside if w <= 8 else between,np.zeros(len(data))
+        parts = {'encoder':[work/tflops]*len(data), 'gradients, by DDP':[2*o[i][3]/1e3/gb for o in data.values()],
+                 'loss, computed':[o[i][2]/tflops for o in data.values()], 'loss, received':[o[i][1]/1e3/gb for o in data.values()]}
+        for (k,v),c in zip(parts.items(), ('#9ab','#468','#e9a13b','#c0392b')):
+            ax.barh(list(data), 1e3*np.array(v), left=left, label=k, color=c); left += 1e3*np.array(v)
+        ax.set_title(f'{w:,} GPUs', fontsize=10); ax.set_xlabel('ms a step'); ax.tick_params(labelsize=8)
+    axs[0].invert_yaxis()
+    fig.legend(*axs[0].get_legend_handles_labels(), ncol=4, loc='lower center', fontsize=8, frameon=False)
+    fig.tight_layout(rect=(0,.07,1,1))
+    (page.parent/'images').mkdir(exist_ok=True)
+    fig.savefig(page.parent/'images'/'scaling.png', dpi=90)
+
+# measured: a process's part of NT-Xent, with everybody's embeddings there already
 
 def share(n, W, d=128):
-    "A step of NT-Xent on `n` embeddings by the first of `W` processes; the others' embeddings lie there already"
     set_seed(0)
     x = torch.randn(n, d, requires_grad=True)
     rows = None if W == 1 else torch.cat([torch.arange(n//2//W), torch.arange(n//2//W)+n//2])
@@ -45,33 +138,59 @@ def share(n, W, d=128):
         return time.perf_counter()-t
     return f
 
-def measure(sizes=(1024,4096,16_384,65_536), worlds=(1,2,8,64), times=3):
-    "Seconds and MB of a process's part, and both over those of the whole; the whole of the largest takes minutes, so it is timed once"
+def measure(sizes=(1024,4096,16_384,65_536), worlds=(1,2,8,64), times=5):
+    "Seconds and MB of a process's part, and both over those of the whole"
     rows = []
     for n in sizes:
         for W in worlds:
+            mb,first = peak_mb(share, n, W)
             f = share(n, W)
-            f()
-            s = np.median([f() for _ in range(times if n*n/W < 2**31 else 1)])
-            rows.append(dict(embeddings=n, processes=W, seconds=s, mb=peak_mb(share, n, W)[0]))
-            whole = next(r for r in rows if r['embeddings'] == n and r['processes'] == 1)
-            print(f"NT-Xent, {n:,} embeddings of width 128, {W} processes: {s:.4f} s ({s/whole['seconds']:.3f} of the whole), "
-                  f"{rows[-1]['mb']:.0f} MB ({rows[-1]['mb']/whole['mb']:.2f})", flush=True)
+            s = first if first > 20 else np.median([f() for _ in range(times+1)][1:])
+            if W == 1: whole = s,mb
+            rows.append([f'{n:,}', W, f'{s:.4f}', f'{s/whole[0]:.3f}', f'{mb:.0f}', f'{mb/whole[1]:.2f}'])
+    put('measured', f"{os.cpu_count()} cores, torch {torch.__version__}; medians of {times} steps, those of more than 20 seconds timed once\n\n"
+        + table(['embeddings','processes','seconds','of the whole','MB','of the whole'], rows))
+
+# measured: a step without and with DDP, side by side on the same cores
+
+def steps(n=12):
+    set_seed(0)
+    W = max(num_distrib(), 1)
+    torch.set_num_threads(max(os.cpu_count()//W, 1))
+    ts = {'plain':[], 'ddp':[]}
+    def learner():
+        set_seed(0)
+        return Learner(digits_dls(bs=128, device='cpu'), create_simclr_model(create_encoder('resnet18', pretrained=False, n_in=1)),
+                       cbs=[SimCLR(get_simclr_aug_pipelines(32, **digits_views), temp=.5), Timed()])
+    from accelerate import Accelerator
+    Accelerator(cpu=True)
+    for _ in range(3):
+        for k in ts:
+            learn = learner()
+            torch.distributed.barrier()
+            with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False, cpu=True) if k == 'ddp' else nullcontext(): learn.fit(1, 1e-3)
+            ts[k] += learn.timed.ts[2:]
+    if not rank_distrib(): print(f"{W}|{np.median(ts['plain'])}|{np.median(ts['ddp'])}")
+    torch.distributed.barrier(); torch.distributed.destroy_process_group()
+
+class Timed(Callback):
+    order,run_valid = 200,False
+    def before_fit(self): self.ts,self.t = [],time.perf_counter()
+    def after_batch(self): self.ts.append(time.perf_counter()-self.t); self.t = time.perf_counter()
+
+def overhead():
+    rows = []
+    for n in (1,2):
+        W,a,b = launch(__file__, 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
+        rows.append([n, f'{float(a):.3f}', f'{float(b):.3f}', f'{100*(float(b)/float(a)-1):+.1f} %'])
+    put('ddp', table(['processes','seconds a step, each on its own','with DDP and shared embeddings','more'], rows))
 
 @call_parse
 def main(
+    what:str='count,measure,overhead', # Which of them
     bs:int=64, # Images a process
     encoder:str='resnet50' # Its gradients are summed by DDP
 ):
-    "Print the table, and what was measured"
-    worlds,enc = (8,64,1024),create_encoder(encoder, pretrained=False)
-    with FlopCounterMode(display=False) as f: enc(torch.rand(2,3,224,224)).sum().backward()
-    n = sum(p.numel() for p in enc.parameters())
-    print(f"{encoder}, {bs} images a process, two views of 224 pixels: {f.get_total_flops()*bs/1e12:.1f} TFLOP in the encoder a step (a teacher adds a third)\n")
-    print('| method | gradients summed by DDP, MB | ' + ' | '.join(f"{w} GPUs, {w*bs:,} images: received, MB · loss, TFLOP" for w in worlds) + ' |\n|---|---|' + '---|'*len(worlds))
-    for name,(model_f,loss,per_image,once) in METHODS.items():
-        model = model_f(Flat())
-        d,head = projection_size(model),sum(p.numel() for p in model.parameters())
-        cells = [f"{4*(w*bs*per_image(d)+once)/1e6:,.1f} · {flops(partial(loss, w*bs, bs, d))/1e12 if loss else 0:,.2f}" for w in worlds]
-        print(f"| {name} | {4*(n+head)/1e6:.0f} | " + ' | '.join(cells) + ' |', flush=True)
-    measure()
+    "Fill in docs/scaling.md"
+    if 'steps' in what: return steps()
+    for o in what.split(','): count(bs, encoder, (8,64,1024)) if o == 'count' else globals()[o]()

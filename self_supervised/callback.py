@@ -450,7 +450,7 @@ class KeyQueueCallback(QueueMixin, TeacherCallback):
 class CorrelationsMixin:
     "For losses of matrices over the embedding's dimensions: processes sum these, or compute rows of matrices over images, which are fewer"
     @property
-    def compares(self) -> bool: return sum(self.shares) < projection_size(get_model(self.learn.model))
+    def compares(self) -> bool: return sum(self.shares) < self.learn.pred.shape[-1]
     def part(self) -> dict:
         "This process's part, for the loss"
         if not self.distributed: return {}

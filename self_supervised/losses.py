@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from .collectives import all_reduce, sum_over, world
 
 # %% ../nbs/03_losses.ipynb #b74fda2a
@@ -33,14 +33,37 @@ _held = 2**24 # similarities at a time, 64 MB
 
 def _to_others(z, i, temp):
     "Similarities of the rows `i` with all rows of the normalised `z`, over `temp`; -inf of a row with itself"
-    return (z[i] @ z.T / check_temp(temp)).scatter_(1, i[:,None], -torch.inf)
+    return (z[i]/check_temp(temp) @ z.T).scatter_(1, i[:,None], -torch.inf)
+
+class _Blocks(torch.autograd.Function):
+    "`f` summed over blocks; each is forgotten as soon as its gradient is there, so that nothing is held and nothing computed twice"
+    @staticmethod
+    def forward(ctx, f, blocks, *args):
+        own = {id(o):o.detach().requires_grad_(o.requires_grad) for o in args}           # one tensor may be passed twice
+        leaves,total = [o for o in own.values() if o.requires_grad],0
+        grads = [torch.zeros_like(o) for o in leaves]
+        for i in blocks:
+            with torch.enable_grad(): loss = f(i, *[own[id(o)] for o in args])
+            for grad,g in zip(grads, torch.autograd.grad(loss, leaves, materialize_grads=True)): grad += g
+            total = total + loss.detach()
+        ctx.save_for_backward(*grads)
+        ctx.places = [next(k for k,o in enumerate(args) if own[id(o)] is leaf) for leaf in leaves]
+        return total
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        res = [None]*(len(ctx.needs_input_grad)-2)
+        for k,grad in zip(ctx.places, ctx.saved_tensors): res[k] = grad*g
+        return None,None,*res
 
 def _by_rows(f, n, m, rows, *args):
     "`f(i, *args)` summed over blocks `i` of `rows`, numbers of rows of an (n, m) matrix; None is all of them"
     if rows is None: rows = torch.arange(n, device=args[0].device)
-    blocks = rows.split(max(_held//max(m, 1), 1))
+    n_blocks = max(-(-len(rows)*m//_held), 1)
+    blocks = rows.split(max(-(-len(rows)//n_blocks), 1))
     if len(blocks) == 1: return f(blocks[0], *args)
-    return sum(checkpoint(f, i, *args, use_reentrant=False, preserve_rng_state=False) for i in blocks)
+    if torch.is_grad_enabled() and any(o.requires_grad for o in args): return _Blocks.apply(f, blocks, *args)
+    return sum(f(i, *args) for i in blocks)
 
 # %% ../nbs/03_losses.ipynb #00be1c33
 def _check_z(z, n_views=2):
@@ -74,8 +97,8 @@ def dcl(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
         z,n,b = F.normalize(z.float(), dim=1),len(z),len(z)//2
         pos = (z*z.roll(b, 0)).sum(1)/check_temp(temp)
         if sigma is not None: pos = pos*(2-b*(pos.detach()[:b]*temp/sigma).softmax(0).repeat(2))
-        def part(i, z): return (_to_others(z, i, temp).scatter(1, ((i+b) % n)[:,None], -torch.inf).logsumexp(1) - pos[i]).sum()
-        return _by_rows(part, n, n, rows, z)/n
+        def part(i, z, pos): return (_to_others(z, i, temp).scatter(1, ((i+b) % n)[:,None], -torch.inf).logsumexp(1) - pos[i]).sum()
+        return _by_rows(part, n, n, rows, z, pos)/n
 
 # %% ../nbs/03_losses.ipynb #697db316
 def _positives(logits, pos):
@@ -112,7 +135,7 @@ def supcon_keys(q:Tensor, # (n, d) anchors
     "`supcon` between anchors and a separate set of candidates (SupCon with MoCo's queue)"
     with torch.autocast(q.device.type, enabled=False):
         q,k = F.normalize(q.float(), dim=1),F.normalize(k.float(), dim=1)
-        def part(i, q, k): return _positives(q[i] @ k.T / check_temp(temp), yq[i,None] == yk[None])
+        def part(i, q, k): return _positives(q[i]/check_temp(temp) @ k.T, yq[i,None] == yk[None])
         return -_by_rows(part, len(q), len(k), rows, q, k)/_n_with(yq, yk).clamp(min=1)
 
 # %% ../nbs/03_losses.ipynb #fa4b4e88
@@ -134,9 +157,10 @@ def info_nce(q:Tensor, # (n, d) queries
         queue = k[:0] if queue is None else F.normalize(queue.float(), dim=1)
         cands,n = torch.cat([k,queue]) if batch_negs else queue,len(q)
         def part(i, q, k, cands):
-            s,t = q[i] @ cands.T,i
-            if not batch_negs: s,t = torch.cat([(q[i]*k[i]).sum(1, keepdim=True), s], 1),torch.zeros_like(i)
-            s,m = s/check_temp(temp),s.shape[1]
+            qi,t = q[i]/check_temp(temp),i
+            s = qi @ cands.T
+            if not batch_negs: s,t = torch.cat([(qi*k[i]).sum(1, keepdim=True), s], 1),torch.zeros_like(i)
+            m = s.shape[1]
             if alpha is not None and m > 1: s = s + (1-F.one_hot(t, m))*math.log(alpha/(m-1))
             if kind == 'ce': return F.cross_entropy(s, t, reduction='sum')
             return F.binary_cross_entropy_with_logits(s, F.one_hot(t, m).float(), reduction='sum')
@@ -185,8 +209,9 @@ def byol(p:Tensor, # (VB, d) predictions of the student, first views then second
 ) -> Tensor: # scalar in [0, 8]
     "BYOL (2006.07733): [2-2cos(p1,z2)] + [2-2cos(p2,z1)], mean over images; with more views, twice the mean over all pairs"
     with torch.autocast(p.device.type, enabled=False):
-        p,z = F.normalize(p.float(), dim=1),F.normalize(z.detach().float(), dim=1)
-        return 2*across_views(lambda z,p: (2-2*(z*p).sum(1)).mean(), z, p, n_views, large_ids)
+        p,z = p.float(),F.normalize(z.detach().float(), dim=1)
+        def distance(z, p): return 2-2*(torch.linalg.vecdot(z, p)/p.norm(dim=1).clamp(min=1e-12)).mean()
+        return 2*across_views(distance, z, p, n_views, large_ids)
 
 def simsiam(p:Tensor, # (VB, d) predictions, first views then second views, ...
             z:Tensor, # (VB, d) projections, in the same order; no gradient goes there
@@ -208,7 +233,7 @@ class _Images:
 def _cross_squares(a, b, images):
     "Entries of aᵀb squared and summed, for (n, d) each, or a part of them; from rows of n×n matrices where these are less work"
     n,d = a.shape
-    if images.all or (n >= d and images.rows is None): return images.sum(a.T @ b).square().sum()*images.part
+    if images.all or (images.rows is None and (n if b is a else 2*n) >= d): return images.sum(a.T @ b).square().sum()*images.part
     def part(i, a, b):
         g = a.index_select(0, i) @ a.T
         return (g*(g if b is a else b.index_select(0, i) @ b.T)).sum()

@@ -37,7 +37,7 @@ def go_on(path, what, resume='', epochs='3'):
     folder = path/(resume or what)
     if what != 'whole': learn.add_cb(Checkpoint(folder, every=1))
     if what == 'slow' and not checkpoints(folder): learn.add_cb(Slow(path))
-    if what == 'killed' or what == 'restarted' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0': learn.add_cb(Killed())
+    if what == 'restarted' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0': learn.add_cb(Killed())
     if what == 'soak': (path/f'pid-{rank_distrib()}').write_text(str(os.getpid()))
     with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
         learn.resume(folder, missing_ok=True, exact=not resume)
@@ -67,12 +67,40 @@ def test_restarted(whole, tmp_path):
     launch(__file__, 'go_on', tmp_path, 'restarted', restarts=1)
     for r in (0,1): assert_same(result(tmp_path, f'restarted-{r}'), result(whole, f'whole-{r}'))
 
+# a node is taken away: SLURM's commands are stand-ins, its job file, torchrun and the training are not
+
+def stand_in(folder, name, text):
+    (folder/name).write_text(f'#!/bin/bash\n{text}\n'); (folder/name).chmod(0o755)
+
 @pytest.fixture(scope='module')
-def killed(tmp_path_factory):
-    path = tmp_path_factory.mktemp('killed')
-    with pytest.raises(RuntimeError): launch(__file__, 'go_on', path, 'killed')
-    assert checkpoints(path/'killed')[-1].stem.split('-')[1] == 'epoch1'
-    return path
+def preempted(tmp_path_factory):
+    "The folder of a job that was ended in the second epoch, and what starts it again"
+    path = tmp_path_factory.mktemp('preempted')
+    bin = path/'bin'; bin.mkdir()
+    stand_in(bin, 'srun', f'echo $$ > {path}/step; exec "$@"')
+    stand_in(bin, 'scancel', f'p=$(cat {path}/step); pkill -TERM -P $p; kill -TERM $p')
+    stand_in(bin, 'scontrol', f'if [ $1 = show ]; then echo localhost; else touch {path}/requeued; fi')
+    port = random.randint(20000, 60000)
+    job = path/'job'; job.write_text((Path(__file__).parent.parent/'examples/job.slurm').read_text().replace('29500', str(port)))
+    env = {**os.environ, 'PATH':f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}", 'OMP_NUM_THREADS':'1', 'SLURM_JOB_ID':'7',
+           'SLURM_NNODES':'1', 'SLURM_GPUS_ON_NODE':'2', 'SLURM_JOB_NODELIST':'n1'}
+    log = path/'log'
+    def start():
+        with open(log, 'a') as f: return subprocess.Popen(['bash',str(job),__file__,'go_on',str(path),'slow'], env=env, stdout=f, stderr=f)
+    p = start()
+    until(lambda: all((path/f'slow-{r}').exists() for r in (0,1)), p, log)
+    t = time.time(); p.send_signal(signal.SIGTERM)
+    assert p.wait(60) == 143 and time.time()-t < 30 and (path/'requeued').exists(), log.read_text()
+    files = checkpoints(path/'slow')
+    assert files[-1].stem.split('-')[1] in ('epoch1','epoch2') and not (path/'result').exists()
+    assert of_epochs(files) and len(files) in (2,3)           # that of the last finished epoch is kept, whatever follows it
+    shutil.copytree(path/'slow', path/'left')
+    return path,lambda: start().wait(120) == 0 or print(log.read_text())
+
+def test_preempted(whole, preempted):
+    path,again = preempted
+    assert again()
+    for r in (0,1): assert_same(result(path, f'slow-{r}'), result(whole, f'whole-{r}'))
 
 def with_one(path, **kw):
     learn = learner('moco')                                # one process gives the batches of two, in halves unless `resume` mends that
@@ -81,9 +109,10 @@ def with_one(path, **kw):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .02)
     return learn
 
-def test_with_one_process(whole, killed):
-    with pytest.raises(ValueError, match='processes 2 there, 1 here(.|\n)*exact=False'): with_one(killed/'killed')
-    with pytest.warns(UserWarning, match='written by 2 processes, and 1 go on, with batches of 8 images') as w: learn = with_one(killed/'killed', exact=False)
+def test_with_one_process(whole, preempted):
+    left = preempted[0]/'left'
+    with pytest.raises(ValueError, match='processes 2 there, 1 here(.|\n)*exact=False'): with_one(left)
+    with pytest.warns(UserWarning, match='written by 2 processes, and 1 go on, with batches of 8 images') as w: learn = with_one(left, exact=False)
     assert sum('go on' in str(o.message) for o in w) == 1 and learn.dls.train.bs == 8
     one,two = summary(learn),result(whole, 'whole-0')
     assert one['values'][0] == two['values'][0] and one['lrs'] == two['lrs']
@@ -91,46 +120,20 @@ def test_with_one_process(whole, killed):
         assert a[:1]+a[2:] == pytest.approx(b[:1]+b[2:], rel=1e-5, abs=1e-5)
     for k,v in two['state'].items(): torch.testing.assert_close(one['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
 
-def test_with_three_processes(whole, killed, tmp_path):
-    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    launch(__file__, 'go_on', tmp_path, 'three', 'killed', n=3)
+def test_with_three_processes(whole, preempted, tmp_path):
+    shutil.copytree(preempted[0]/'left', tmp_path/'left')
+    launch(__file__, 'go_on', tmp_path, 'three', 'left', n=3)
     a,b,c,two = *(result(tmp_path, f'three-{r}') for r in range(3)),result(whole, 'whole-0')
     assert a['lrs'] == pytest.approx(two['lrs']) and a['values'][0] == two['values'][0] and len(a['values']) == 3
     for k,v in a['state'].items():
         assert torch.equal(v, b['state'][k]) and torch.equal(v, c['state'][k]), k
         if v.is_floating_point(): assert v.isfinite().all(), k
 
-def test_no_finished_epoch(killed, tmp_path):
-    "That of the last finished epoch is kept, whatever follows it; without it there is nothing to go on from"
-    files = checkpoints(killed/'killed')
-    assert of_epochs(files) == files[:1] and len(files) == 3
-    shutil.copy(files[-1], tmp_path)
+def test_no_finished_epoch(preempted, tmp_path):
+    "Then there is nothing that another number of processes could go on from"
+    for f in checkpoints(preempted[0]/'left'):
+        if f not in of_epochs([f]): shutil.copy(f, tmp_path)
     with pytest.raises(ValueError, match='finished epoch'): learner('moco').resume(tmp_path, exact=False)
-
-# a node is taken away: SLURM's commands are stand-ins, its job file, torchrun and the training are not
-
-def stand_in(folder, name, text):
-    (folder/name).write_text(f'#!/bin/bash\n{text}\n'); (folder/name).chmod(0o755)
-
-def test_preempted(whole, tmp_path):
-    bin = tmp_path/'bin'; bin.mkdir()
-    stand_in(bin, 'srun', f'echo $$ > {tmp_path}/step; exec "$@"')
-    stand_in(bin, 'scancel', f'p=$(cat {tmp_path}/step); pkill -TERM -P $p; kill -TERM $p')
-    stand_in(bin, 'scontrol', f'if [ $1 = show ]; then echo localhost; else touch {tmp_path}/requeued; fi')
-    port = random.randint(20000, 60000)
-    job = tmp_path/'job'; job.write_text((Path(__file__).parent.parent/'examples/job.slurm').read_text().replace('29500', str(port)))
-    env = {**os.environ, 'PATH':f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}", 'OMP_NUM_THREADS':'1', 'SLURM_JOB_ID':'7',
-           'SLURM_NNODES':'1', 'SLURM_GPUS_ON_NODE':'2', 'SLURM_JOB_NODELIST':'n1'}
-    log = tmp_path/'log'
-    def start():
-        with open(log, 'a') as f: return subprocess.Popen(['bash',str(job),__file__,'go_on',str(tmp_path),'slow'], env=env, stdout=f, stderr=f)
-    p = start()
-    until(lambda: all((tmp_path/f'slow-{r}').exists() for r in (0,1)), p, log)
-    t = time.time(); p.send_signal(signal.SIGTERM)
-    assert p.wait(60) == 143 and time.time()-t < 30 and (tmp_path/'requeued').exists(), log.read_text()
-    assert checkpoints(tmp_path/'slow')[-1].stem.split('-')[1] in ('epoch1','epoch2') and not (tmp_path/'result').exists()
-    assert start().wait(120) == 0, log.read_text()
-    for r in (0,1): assert_same(result(tmp_path, f'slow-{r}'), result(whole, f'whole-{r}'))
 
 def until(f, p, log, seconds=90):
     end = time.time()+seconds
