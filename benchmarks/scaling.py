@@ -15,7 +15,6 @@ from self_supervised.training.distributed import launch
 from self_supervised.vision.all import *
 
 page = Path(__file__).parent.parent/'docs'/'scaling.md'
-cols = ['encoder','DDP','loss','sent']
 
 class Flat(nn.Module):
     "In place of an encoder, for the widths of the heads"
@@ -106,7 +105,7 @@ def count(bs:int, encoder:str, worlds:tuple):
         data[name] = [(w, received(name, w, bs), flops(partial(loss, w*bs, bs, d))/1e12 if loss else 0., 4*params/1e6) for w in worlds]
         rows.append([name, f'{4*params/1e6:.0f}', *[f'{mb:,.1f} · {tf:,.2f}' for _,mb,tf,_ in data[name]]])
     head = ['method','gradients summed by DDP, MB',*[f'{w:,} GPUs, {w*bs:,} images' for w in worlds]]
-    put('counted', f"{encoder}, {bs} images a process, two views of 224 pixels. The encoder takes {work:.1f} TFLOP a step and process, forward and backward; "
+    put('counted', f"{encoder}, {bs} images per process, two views of 224 pixels. The encoder takes {work:.1f} TFLOP per step and process, forward and backward; "
         "a teacher adds its\nforward pass, a third of that. Each cell: what a process receives for the loss in MB · what it computes for the loss in TFLOP.\n\n"+table(head, rows))
     draw(data, work, worlds)
 
@@ -119,7 +118,7 @@ def draw(data:dict, work:float, worlds:tuple, tflops:float=312*.3, inside:float=
                  'loss, computed':[o[i][2]/tflops for o in data.values()], 'loss, received':[o[i][1]/1e3/gb for o in data.values()]}
         for (k,v),c in zip(parts.items(), ('#9ab','#468','#e9a13b','#c0392b')):
             ax.barh(list(data), 1e3*np.array(v), left=left, label=k, color=c); left += 1e3*np.array(v)
-        ax.set_title(f'{w:,} GPUs', fontsize=10); ax.set_xlabel('ms a step'); ax.tick_params(labelsize=8)
+        ax.set_title(f'{w:,} GPUs', fontsize=10); ax.set_xlabel('ms per step'); ax.tick_params(labelsize=8)
     axs[0].invert_yaxis()
     fig.legend(*axs[0].get_legend_handles_labels(), ncol=4, loc='lower center', fontsize=8, frameon=False)
     fig.tight_layout(rect=(0,.07,1,1))
@@ -138,7 +137,7 @@ def share(n, W, d=128):
         return time.perf_counter()-t
     return f
 
-def measure(sizes=(1024,4096,16_384,65_536), worlds=(1,2,8,64), times=5):
+def measure(sizes=(1024,4096,16_384,65_536), worlds=(1,2,8,64), times=3):
     "Seconds and MB of a process's part, and both over those of the whole"
     rows = []
     for n in sizes:
@@ -183,12 +182,12 @@ def overhead():
     for n in (1,2):
         W,a,b = launch(__file__, 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
         rows.append([n, f'{float(a):.3f}', f'{float(b):.3f}', f'{100*(float(b)/float(a)-1):+.1f} %'])
-    put('ddp', table(['processes','seconds a step, each on its own','with DDP and shared embeddings','more'], rows))
+    put('ddp', table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
 
 @call_parse
 def main(
     what:str='count,measure,overhead', # Which of them
-    bs:int=64, # Images a process
+    bs:int=64, # Images per process
     encoder:str='resnet50' # Its gradients are summed by DDP
 ):
     "Fill in docs/scaling.md"

@@ -8,7 +8,7 @@ from torch import nn
 from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
 from self_supervised.training.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
-from self_supervised.vision.all import Alarms, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
+from self_supervised.vision.all import Alarms, Chunks, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
 from test_methods import METHODS, image
 
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1; three with 3, 3, 2 and twice 3, 3, 1
@@ -18,7 +18,7 @@ N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
 def rate(name): return LR.get(name.partition('+')[0], LR[''])
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
-VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce','barlow_twins+narrow','vic_reg+narrow']
+VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce','barlow_twins+narrow','vic_reg+narrow','sim_clr+chunks']
 OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
              alpha=dict(alpha=100., batch_negs=False, symmetric=True), bce=dict(kind='bce'))
 def order(W): return [i for s in range(0, 12, BS[W]) for share in SHARES[W] for i in share[s:s+BS[W]]]
@@ -60,7 +60,7 @@ def learner(name, W=2, **kw):
     items = [(image(i), torch.tensor(i%3)) for i in range(N[W])]                # of those for validation fastai repeats what does not divide
     trn = TfmdDL(items, bs=BS[W]*W, num_workers=0, get_idxs=lambda: order(W))
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=BS[W], num_workers=0), device=torch.device('cpu'))
-    return Learner(DataLoaders(trn, TfmdDL(items[:N[W]//W*W], bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *([GradientAccumulation(BS[W]*W*2)] if other == 'acc' else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
+    return Learner(DataLoaders(trn, TfmdDL(items[:N[W]//W*W], bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *([GradientAccumulation(BS[W]*W*2)] if other == 'acc' else [Chunks(3)] if other == 'chunks' else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
 
 def run(name, W):
     learn = learner(name, W)

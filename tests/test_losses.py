@@ -101,13 +101,15 @@ def test_barlow_twins_from_either_matrix(b, d, hsic):
     same(lambda z: vicreg_loss(z, total=b)[0], lambda z: vicreg_loss(z)[0], pair(b=b, d=d)[0])
 
 @pytest.mark.parametrize('f', [nt_xent, dcl, lambda z: dcl(z, .2, .5), lambda z: supcon(z, torch.arange(len(z))%5),
-                               lambda z: info_nce(*z.chunk(2), z.detach()[:7])], ids='nt_xent dcl dclw supcon info_nce'.split())
+                               lambda z: info_nce(*z.chunk(2), z.detach()[:7]), lambda z: barlow_twins(torch.cat([z, z.square()], 1)),
+                               lambda z: vicreg_loss(z)[0]], ids='nt_xent dcl dclw supcon info_nce barlow_twins vicreg'.split())
 def test_blocks_of_rows(f, monkeypatch):
     "Three rows at a time, with a rest of one, as all at once"
     z = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
     whole = grads(f, z)
     monkeypatch.setattr(losses, '_held', 60)
     for a,b in zip(grads(f, z), whole): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    with torch.no_grad(): torch.testing.assert_close(f(z), whole[0], rtol=1e-5, atol=1e-6)
 
 Y = torch.tensor([0,0,1,2,2,2,3,0,9,2]*2)          # 1, 3 and 9 are only in two views of one image
 DIVIDED = dict(nt_xent=nt_xent, multi_crop=lambda z,rows: nt_xent(z, .1, 4, rows), dcl=dcl, dclw=lambda z,rows: dcl(z, .2, .5, rows),

@@ -354,13 +354,14 @@ class Resumed(Callback):
         n,there,batch = _processes(self.learn),*map(self.state['plan'].get, ('processes','batch'))
         if n == there: return
         if self.state['iter']:
-            raise ValueError(f"resume: {self.source} was written in the middle of an epoch by {there} processes, and this fit has {n}: call "
-                             "learn.resume inside of distrib_ctx, so that it looks for a finished epoch")
+            raise ValueError(f"resume: {self.source} was written in the middle of an epoch by {there} processes, and this fit has {n}: "
+                             "call learn.resume inside of distrib_ctx, so that it looks for a finished epoch")
         if batch: self.keep_batch(batch, n)
         if not self.told and not _rank(self.learn):
-            warn(f"resume: {self.source} was written by {there} processes, and {n} go on, with batches of {self.learn.dls.train.bs} images each "
-                 f"({batch} there, of all together). Weights, queue, schedule and table are those of the checkpoint. From here on training is no "
-                 "longer exact: the images are divided otherwise, views are drawn anew, and BatchNorm's statistics are of other shares")
+            warn(f"resume: {self.source} was written by {there} processes, and {n} go on, with batches of {self.learn.dls.train.bs} images "
+                 f"each ({batch} there, of all together). Weights, queue, schedule and table are those of the checkpoint. From here on "
+                 "training is no longer exact: the images are divided otherwise, views are drawn anew, and BatchNorm's statistics are of "
+                 "other shares")
         self.told = True
 
     def keep_batch(self, batch:int, n:int):
@@ -368,8 +369,8 @@ class Resumed(Callback):
         dl,bs = self.learn.dls.train,-(-batch//n)
         own = self.learn.distributed_trainer.old_dls[0] if n > 1 else dl
         if isinstance(own, torch.utils.data.DataLoader) and own.batch_size != bs:
-            raise ValueError(f"resume: the batch was {batch} images of all processes together, which are {n} now: make the training loader, "
-                             f"which is torch's, with batch_size={bs}")
+            raise ValueError(f"resume: the batch was {batch} images of all processes together, which are {n} now: make the training "
+                             f"loader, which is torch's, with batch_size={bs}")
         dl.bs = getattr(dl, 'dl', dl).bs = bs                         # of a `DistributedDL` and of the loader in it
 
     def do_fit(self):
@@ -433,9 +434,9 @@ class Resumed(Callback):
         "Say so if a stream is not where it was"
         seen = self.state['rng'][_rank(self.learn)]['seen']
         if seen is None or torch.equal(plain(some_numbers(b[0])), seen): return
-        warn(f"resume: the stream gives other images than it did. Of the {self.state['iter']} batches of this epoch that were read before, some "
-             "images are read again and others are not read. Let its order come from Python's, NumPy's or torch's own random numbers, e.g. "
-             "wds.shuffle(1000, rng=random), or from the number of the epoch, by set_epoch")
+        warn(f"resume: the stream gives other images than it did. Of the {self.state['iter']} batches of this epoch that were read before, "
+             "some images are read again and others are not read. Let its order come from Python's, NumPy's or torch's own random numbers, "
+             "e.g. wds.shuffle(1000, rng=random), or from the number of the epoch, by set_epoch")
 
     def put_back(self):
         "Counters and the table"

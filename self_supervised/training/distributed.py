@@ -25,7 +25,8 @@ class StreamDL(DistributedDL):
     "A loader whose stream gives each process its share; all stop after the shortest. Make it inside `distrib_ctx`, on all processes"
     def __init__(self, dl, *args, **kwargs):
         super().__init__(dl, *args, **kwargs)
-        if dl.n is None: raise ValueError("n: a stream has no length: give its loader the images of an epoch, TfmdDL(stream, n=10_000, ...)")
+        if dl.n is None:
+            raise ValueError("n: a stream has no length: give its loader the images of an epoch, TfmdDL(stream, n=10_000, ...)")
         self.all_n = all_objects(dl.n)
         self.group = torch.distributed.new_group(backend='gloo') if world() > 1 else None         # GPUs need not wait for these questions
     def __len__(self): return min(n//self.bs if self.drop_last else -(-n//self.bs) for n in self.all_n)
