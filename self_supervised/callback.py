@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating', 'FitCallback', 'Contexts', 'group_views',
-           'in_view_order', 'some_numbers', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep',
-           'SSLCallback', 'StagedMixin', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin',
-           'KeyQueueCallback', 'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size']
+           'in_view_order', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep', 'SSLCallback',
+           'StagedMixin', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin', 'KeyQueueCallback',
+           'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size']
 
 # %% ../nbs/05_callback.ipynb #5b9c880b
 import inspect, warnings
@@ -133,10 +133,6 @@ def in_view_order(out:Tensor, order:list) -> Tensor:
     parts = dict(zip(order, out.chunk(len(order))))
     return torch.cat([parts[i] for i in range(len(order))])
 
-def some_numbers(x:Tensor, n:int=16) -> Tensor:
-    "At most `n` numbers of a batch, by which it is known again"
-    return x.detach().flatten()[::max(1, x.numel()//n)][:n].clone()
-
 def check_views(model:nn.Module, views:list):
     "Raise if `model`, as the learner holds it, cannot take the views"
     encoder,sizes = get_model(model).encoder,{tuple(v.shape[-2:]) for v in views}
@@ -261,10 +257,6 @@ class SSLCallback(ProcessesMixin, FitCallback):
         return ifnone(getattr(_fits.get(self.learn), 'pct', None), getattr(self.learn, 'pct_train', 0.))
 
     # views
-    def before_train(self):
-        "Streams and samplers whose order comes from the number of the epoch are told it"
-        dl = getattr(self.learn.dl, 'dl', self.learn.dl)
-        for o in (dl.dataset, getattr(dl, 'sampler', None)): getattr(o, 'set_epoch', noop)(self.learn.epoch)
     def check_batch(self, x:Tensor, yb:tuple):
         "Raise for images or labels that cannot be trained on"
         if self.training and sum(self.shares) < 2:
@@ -280,7 +272,6 @@ class SSLCallback(ProcessesMixin, FitCallback):
                              "n_inp=1")
         x,yb = self.learn.x,self.learn.yb
         self.count_images(x)
-        self.seen = some_numbers(x)
         self.check_batch(x, yb)
         views,self.learn.yb = self.inputs(make_views(self.aug_pipelines, x), yb if len(yb) else (self.no_labels(x),))
         check_views(self.learn.model, views)

@@ -29,7 +29,7 @@ def remove_diag(x:Tensor # (n, n)
     return x.flatten()[1:].view(n-1, n+1)[:,:-1].reshape(n, n-1) if n > 1 else x[:,:0]
 
 # %% ../nbs/03_losses.ipynb #c349464f
-_held = 2**24 # similarities at a time, 64 MB
+_held = 2**22 # similarities at a time: 16 MB on a processor, for its caches, and four times as many on other devices
 
 def _to_others(z, i, temp):
     "Similarities of the rows `i` with all rows of the normalised `z`, over `temp`; -inf of a row with itself"
@@ -59,7 +59,7 @@ class _Blocks(torch.autograd.Function):
 def _by_rows(f, n, m, rows, *args):
     "`f(i, *args)` summed over blocks `i` of `rows`, numbers of rows of an (n, m) matrix; None is all of them"
     if rows is None: rows = torch.arange(n, device=args[0].device)
-    n_blocks = max(-(-len(rows)*m//_held), 1)
+    n_blocks = max(-(-len(rows)*m//(_held if rows.device.type == 'cpu' else 4*_held)), 1)
     blocks = rows.split(max(-(-len(rows)//n_blocks), 1))
     if len(blocks) == 1: return f(blocks[0], *args)
     if torch.is_grad_enabled() and any(o.requires_grad for o in args): return _Blocks.apply(f, blocks, *args)

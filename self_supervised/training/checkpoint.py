@@ -20,7 +20,7 @@ from fastai.vision.all import *
 from fastprogress.fastprogress import format_time
 from ..callback import *
 from ..collectives import *
-from ..processes import dataset_len
+from ..processes import dataset_len, some_numbers
 
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
 _version = 4
