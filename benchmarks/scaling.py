@@ -1,7 +1,6 @@
 """What a process computes and sends in a step of each method, counted; NT-Xent's time and memory, and DDP's overhead, measured.
 Fills in the tables of docs/scaling.md and draws its picture."""
 import os
-import sys
 import time
 from contextlib import nullcontext
 import matplotlib.pyplot as plt
@@ -152,18 +151,18 @@ def measure(sizes=(1024,4096,16_384,65_536), worlds=(1,2,8,64), times=3):
 
 # measured: a step without and with DDP, side by side on the same cores
 
-def steps(n=12):
+def steps():
     set_seed(0)
     W = max(num_distrib(), 1)
     torch.set_num_threads(max(os.cpu_count()//W, 1))
     ts = {'plain':[], 'ddp':[]}
     def learner():
         set_seed(0)
-        return Learner(digits_dls(bs=128, device='cpu'), create_simclr_model(create_encoder('resnet18', pretrained=False, n_in=1)),
+        return Learner(digits_dls(bs=128, device='cpu'), create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1)),
                        cbs=[SimCLR(get_simclr_aug_pipelines(32, **digits_views), temp=.5), Timed()])
     from accelerate import Accelerator
     Accelerator(cpu=True)
-    for _ in range(3):
+    for _ in range(2):
         for k in ts:
             learn = learner()
             torch.distributed.barrier()
@@ -180,7 +179,7 @@ class Timed(Callback):
 def overhead():
     rows = []
     for n in (1,2):
-        W,a,b = launch(__file__, 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
+        W,a,b = launch(__file__, '--what', 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
         rows.append([n, f'{float(a):.3f}', f'{float(b):.3f}', f'{100*(float(b)/float(a)-1):+.1f} %'])
     put('ddp', table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
 
@@ -191,5 +190,5 @@ def main(
     encoder:str='resnet50' # Its gradients are summed by DDP
 ):
     "Fill in docs/scaling.md"
-    if 'steps' in what: return steps()
+    if what == 'steps': return steps()
     for o in what.split(','): count(bs, encoder, (8,64,1024)) if o == 'count' else globals()[o]()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'is_plain', 'checksum', 'get_rng', 'set_rng', 'is_stream', 'not_exact', 'write_checkpoint', 'read_checkpoint',
-           'checkpoints', 'of_epochs', 'only_writer', 'on_sigterm', 'describe', 'same_plan', 'plan', 'training_state',
-           'Checkpoint', 'Resumed']
+           'checkpoints', 'of_epochs', 'only_writer', 'deaf_workers', 'on_sigterm', 'describe', 'same_plan', 'plan',
+           'training_state', 'Checkpoint', 'Resumed']
 
 # %% ../../nbs/82_training.checkpoint.ipynb #a3fd9d81
 import random, signal, threading, time, warnings
@@ -157,6 +157,19 @@ def only_writer(path:Path, wait:float=5 # Seconds that the workers of a killed p
         yield
     finally: lock.release()
 
+def _deaf(f, *args):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if f: f(*args)
+
+@contextmanager
+def deaf_workers(dls:DataLoaders):
+    "Workers of the loaders do not end by SIGTERM, which schedulers send to all processes: batches are needed until there is a checkpoint"
+    with ExitStack() as stack:
+        for loader in (getattr(dl, 'fake_l', dl) for dl in dls.loaders):
+            if hasattr(loader, 'worker_init_fn'):
+                stack.enter_context(replacing(loader, 'worker_init_fn', partial(_deaf, loader.worker_init_fn)))
+        yield
+
 @contextmanager
 def on_sigterm(f:callable):
     "SIGTERM calls `f` instead of ending the process. Signals reach the main thread only"
@@ -217,7 +230,7 @@ def training_state(cb:Callback, # A `Checkpoint`
     rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
     scaler = getattr(learn, 'scaler', None)
     res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
-               n_steps=cb.n_steps, times=cb.times,
+               n_steps=cb.n_steps, times=cb.times, trained=False,
                epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter,
                model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
                hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
@@ -225,7 +238,7 @@ def training_state(cb:Callback, # A `Checkpoint`
                grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
     if rec:
         metrics = learn.metrics if rec.train_metrics and not done else []
-        res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=rec.iters, values=rec.values,
+        res['recorder'] = dict(lrs=_pack(rec.lrs), losses=_pack(rec.losses), iters=list(rec.iters), values=list(rec.values),
                                smooth=[rec.smooth_loss.count, rec.smooth_loss.val],
                                metrics=[{k:v for k,v in vars(m).items() if is_plain(v)} for m in metrics])
     return res
@@ -254,7 +267,7 @@ class Checkpoint(FitCallback):
         self.times,self.n_steps,self.stepped,self.term,self.plan = [],0,False,False,plan(self.learn)
         self.unasked,self.ask_after,self.asked_at = 0,1,time.perf_counter()
         self.warn_early()
-        with super().setting_up(), self.alone(), on_sigterm(self.end):
+        with super().setting_up(), self.alone(), deaf_workers(self.learn.dls), on_sigterm(self.end):
             try: yield
             except SystemExit:
                 if self.term and self.trained: self.write(self.trained)
@@ -266,9 +279,9 @@ class Checkpoint(FitCallback):
         if self.term: signal.raise_signal(signal.SIGTERM)
 
     def end(self):
-        "A step is finished and `after_batch` writes; a validation may take long and changes nothing, so it is left at once"
+        "A step is finished and `after_batch` writes; a validation, which changes nothing, the writer leaves at once, others with it"
         again,self.term = self.term,True
-        if self.trained and not again: raise SystemExit(128+signal.SIGTERM)
+        if self.trained and not again and not _rank(self.learn): raise SystemExit(128+signal.SIGTERM)
 
     def warn_early(self):
         if not self.wrote and not hasattr(self.learn, 'resumed') and checkpoints(self.path):
@@ -295,8 +308,11 @@ class Checkpoint(FitCallback):
         stepped,self.stepped,term = self.stepped,False,self.asked()
         if term or (stepped and self.every and self.n_steps % self.every == 0): self.write(self.state(), term)
     def after_train(self):
-        self.trained = self.state()
-        self.trained['grads'] = plain(self.trained['grads'])      # which the end of a fit sets to zero
+        state = self.state()
+        self.trained = dict(state, trained=True, grads=plain(state['grads']))      # which the end of a fit sets to zero
+        if self.asked(True):
+            state,self.trained = self.trained,None
+            self.write(state, True)
     def after_epoch(self):
         trained,self.trained,term = self.trained,None,self.asked(True)
         if getattr(self, 'recorder', None) and self.recorder.add_time: self.times.append(time.time()-self.recorder.start_epoch)
@@ -352,12 +368,11 @@ class Resumed(Callback):
         "Keep the batch of all processes together, if there are more or fewer of them"
         if self.exact or not self.state or not trains(self.learn): return
         n,there,batch = _processes(self.learn),*map(self.state['plan'].get, ('processes','batch'))
-        if n == there: return
-        if self.state['iter']:
+        if n != there and self.state['iter']:
             raise ValueError(f"resume: {self.source} was written in the middle of an epoch by {there} processes, and this fit has {n}: "
                              "call learn.resume inside of distrib_ctx, so that it looks for a finished epoch")
-        if batch: self.keep_batch(batch, n)
-        if not self.told and not _rank(self.learn):
+        if batch: self.keep_batch(batch, n)                        # also when it is called again with as many as last time
+        if n != there and not self.told and not _rank(self.learn):
             warn(f"resume: {self.source} was written by {there} processes, and {n} go on, with batches of {self.learn.dls.train.bs} images "
                  f"each ({batch} there, of all together). Weights, queue, schedule and table are those of the checkpoint. From here on "
                  "training is no longer exact: the images are divided otherwise, views are drawn anew, and BatchNorm's statistics are of "
@@ -421,8 +436,8 @@ class Resumed(Callback):
         learn,done = self.learn,self.state['iter']
         del learn.all_batches
         learn.n_iter = len(learn.dl)
-        if done == learn.n_iter:                                     # only the validation is left
-            learn.iter = done-1
+        learn.iter = done-1
+        if self.state['trained'] or done == learn.n_iter:            # only the validation is left
             self.put_back(); return self.set_rng('now')
         for i,b in enumerate(learn.dl):
             if i >= done: learn.one_batch(i, b)
@@ -435,7 +450,7 @@ class Resumed(Callback):
         seen = self.state['rng'][_rank(self.learn)]['seen']
         if seen is None or torch.equal(plain(some_numbers(b[0])), seen): return
         warn(f"resume: the stream gives other images than it did. Of the {self.state['iter']} batches of this epoch that were read before, "
-             "some images are read again and others are not read. Let its order come from Python's, NumPy's or torch's own random numbers, "
+             "some images are read again and others are not read. Let its order come from Python's or NumPy's own random numbers, "
              "e.g. wds.shuffle(1000, rng=random), or from the number of the epoch, by set_epoch")
 
     def put_back(self):
