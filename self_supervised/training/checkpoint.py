@@ -95,6 +95,9 @@ def not_exact(learn:Learner) -> list:
     loader = getattr(dl, 'fake_l', dl)
     if getattr(loader, 'num_workers', 0) and getattr(loader, 'persistent_workers', False):
         res.append("persistent workers have random numbers of their own that go on from epoch to epoch: use persistent_workers=False")
+    if is_stream(dl) and not hasattr(dl.dataset, 'set_epoch'):
+        res.append("a stream is read again from the beginning of the epoch, and is where it was only if its order comes from Python's or "
+                   "NumPy's own random numbers; whether it is will be said")
     known = torch.utils.data.sampler
     for o in (getattr(dl, 'sampler', None),getattr(dl, 'batch_sampler', None)):
         if isinstance(o, known.Sampler) and type(o).__module__ != known.__name__ and not isinstance(o, torch.utils.data.DistributedSampler):
@@ -287,7 +290,7 @@ class Checkpoint(FitCallback):
         if not self.wrote and not hasattr(self.learn, 'resumed') and checkpoints(self.path):
             warn(f"path: {self.path} holds checkpoints of another fit, which the new ones will replace: use learn.resume to go on with "
                  "it, or choose another folder")
-        if not self.warned and (why := not_exact(self.learn)): warn(f"Checkpoint: training will not go on exactly: {'; '.join(why)}")
+        if not self.warned and (why := not_exact(self.learn)): warn(f"Checkpoint: training may not go on exactly: {'; '.join(why)}")
         self.warned = True
 
     @contextmanager
