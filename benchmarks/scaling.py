@@ -181,7 +181,7 @@ def overhead():
     for n in (1,2):
         W,a,b = launch(__file__, '--what', 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
         rows.append([n, f'{float(a):.3f}', f'{float(b):.3f}', f'{100*(float(b)/float(a)-1):+.1f} %'])
-    put('ddp', table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
+    print(table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
 
 @call_parse
 def main(
