@@ -309,7 +309,7 @@ def _one_pass(self:TfmdDL):
         try: self._orig__one_pass()
         finally:
             del self.it
-            if runs: self.it = runs
+            if runs is not None: self.it = runs
 
 @patch
 def add_cb(self:Learner, cb):
