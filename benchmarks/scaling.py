@@ -181,7 +181,8 @@ def overhead():
     for n in (1,2):
         W,a,b = launch(__file__, '--what', 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
         rows.append([n, f'{float(a):.3f}', f'{float(b):.3f}', f'{100*(float(b)/float(a)-1):+.1f} %'])
-    print(table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
+    put('ddp', f"{os.cpu_count()} cores, torch {torch.__version__}; medians of two epochs of each kind\n\n"
+        + table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
 
 @call_parse
 def main(
