@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo test soak chaos bench-views run docs docs-check clean
+.PHONY: demo test soak chaos bench-views run docs site dist docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -41,6 +41,15 @@ docs: .venv/.ready
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > README.md
+
+# The site, from notebooks, README, docs and docstrings: build/site/index.html
+site: .venv/.ready
+	$(BIN)/python -W ignore docs/pages.py build/pages
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html build/pages build/site
+
+dist: .venv/.ready
+	rm -rf dist
+	$(BIN)/python -m build -q
 
 docs-check: .venv/.ready
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -264,6 +264,9 @@ def save_encoder(
                 size=size and list(check_size(size)), nf=getattr(encoder, 'nf', None))
     save_file({k:v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}, path,
               {'self_supervised':self_supervised.__version__, 'encoder':json.dumps(meta), 'format':'pt'})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)                                       # safetensors' files are for their owner alone
     return path
 
 def encoder_info(path:str|Path) -> dict:

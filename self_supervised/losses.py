@@ -231,13 +231,15 @@ class _Images:
     def centred(self, z): return z - self.sum(z.sum(0), alike=False)/self.n
 
 def _cross_squares(a, b, images):
-    "Entries of aᵀb squared and summed, for (n, d) each, or a part of them; from rows of n×n matrices where these are less work"
+    "Diagonal of aᵀb, for (n, d) each; its entries squared and summed, or a part of that, from n×n matrices where these are less work"
     n,d = a.shape
-    if images.all or (images.rows is None and (n if b is a else 2*n) >= d): return images.sum(a.T @ b).square().sum()*images.part
+    if images.all or (images.rows is None and (n if b is a else 2*n) >= d):
+        c = images.sum(a.T @ b)
+        return c.diagonal(),c.square().sum()*images.part
     def part(i, a, b):
         g = a.index_select(0, i) @ a.T
         return (g*(g if b is a else b.index_select(0, i) @ b.T)).sum()
-    return _by_rows(part, n, n, images.rows, a, b)
+    return (a*b).sum(0),_by_rows(part, n, n, images.rows, a, b)
 
 def _standardised(z, images):
     if not images.all: return F.batch_norm(z, None, None, training=True)
@@ -255,16 +257,18 @@ def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, 
     with torch.autocast(z.device.type, enabled=False):
         z1,z2 = (_standardised(o, images) for o in z.float().chunk(2))
         n,d = images.n,z1.shape[1]
-        diag = images.sum((z1*z2).sum(0))/n
+        diag,squares = _cross_squares(z1, z2, images)
+        diag = diag/n
         rest = (diag-1).square().sum() - lmb*(diag+hsic).square().sum()
         if hsic: rest = rest + lmb*(2*images.sum((z1.sum(1)*z2.sum(1)).sum())/n + d**2)
-        return lmb*_cross_squares(z1, z2, images)/n**2 + rest*images.part
+        return lmb*squares/n**2 + rest*images.part
 
 def _covariances(z, images):
     "Variance of each dimension; and squared covariances of different ones, summed, over d, or a part of that"
     z = images.centred(z)
-    var = images.sum(z.square().sum(0))/(images.n-1)
-    return var,(_cross_squares(z, z, images)/(images.n-1)**2 - var.square().sum()*images.part)/z.shape[1]
+    diag,squares = _cross_squares(z, z, images)
+    var = diag/(images.n-1)
+    return var,(squares/(images.n-1)**2 - var.square().sum()*images.part)/z.shape[1]
 
 def vicreg_loss(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
                 invariance:float=25., # λ

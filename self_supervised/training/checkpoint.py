@@ -161,12 +161,12 @@ def only_writer(path:Path, wait:float=5 # Seconds that the workers of a killed p
     finally: lock.release()
 
 def _deaf(f, *args):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for o in (signal.SIGTERM,signal.SIGINT): signal.signal(o, signal.SIG_IGN)
     if f: f(*args)
 
 @contextmanager
 def deaf_workers(dls:DataLoaders):
-    "Workers of the loaders do not end by SIGTERM, which schedulers send to all processes: batches are needed until there is a checkpoint"
+    "Workers of the loaders do not end by SIGTERM or Ctrl-C, which reach all processes: batches are needed until there is a checkpoint"
     with ExitStack() as stack:
         for loader in (getattr(dl, 'fake_l', dl) for dl in dls.loaders):
             if hasattr(loader, 'worker_init_fn'):

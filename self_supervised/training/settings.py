@@ -52,8 +52,9 @@ class Suggestion(AttrDict):
         source:str, # Where the values come from
         **settings
     ):
-        "Put `settings` into the dictionary `part`"
+        "Put `settings` into the dictionary `part`, in place of those that are there"
         self[part].update(settings)
+        self.why = [o for o in self.why if o['part'] != part or o['name'] not in settings]
         self.why += [dict(part=part, name=k, value=_text(v), reason=why, source=source) for k,v in settings.items()]
 
     def __repr__(self): return '\n'.join("{name} {value} - {reason} ({source})".format(**o) for o in self.why)

@@ -1,0 +1,142 @@
+"""Assemble the pages of the site from the notebooks, README, docs and docstrings, for Sphinx: python docs/pages.py build/pages.
+What a page says stands in one place: a notebook, a file of this folder, or a table below."""
+import importlib
+import re
+import shutil
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from fastcore.docments import MarkdownRenderer
+
+from self_supervised.cli import methods
+from self_supervised.vision.all import suggest
+
+root = Path(__file__).parent.parent
+parser = ConfigParser(delimiters=['='])
+parser.read(root/'settings.ini')
+summary = parser['DEFAULT']['description']
+
+when = { # For whom each method is
+    'SimCLR':      "The first to try with 256 images in a batch or more: simple, and its loss is easy to read",
+    'SupCon':      "Some images have a label: the best choice then, as it learns from all images",
+    'SupConMOCO':  "Some images have a label and batches are small",
+    'MOCO':        "Contrastive learning with small batches: negatives come from a queue",
+    'MOCOV3':      "Vision transformers, with large batches",
+    'BYOL':        "Small batches, and images among which many are alike, as it has no negatives; needs many steps",
+    'SimSiam':     "As BYOL, without a teacher's memory; needs many steps",
+    'NNCLR':       "Views change little of an image: its positives are the nearest neighbours in a queue",
+    'BarlowTwins': "Small batches, no teacher and no negatives; takes memory for its wide projector",
+    'VICReg':      "As Barlow Twins, and its three terms show what is wrong when it does not learn",
+    'SWAV':        "Images fall into groups; small views make much of few images",
+    'DINO':        "Vision transformers, and features for nearest neighbours or segmentation; needs many steps"}
+
+questions = [ # Of the decision table
+    ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),
+    ("Is the encoder a vision transformer?", "DINO or MOCOV3"),
+    ("Fewer than 256 images in a batch?", "VICReg or MOCO; SimCLR with decoupled=True"),
+    ("Are many images nearly alike (frames, slices, tiles)?", "BYOL or VICReg, which push no two images apart"),
+    ("None of these?", "SimCLR")]
+
+names = {o[0].__name__: k for k,o in methods.items()}
+notebooks = {p.stem:p for p in sorted((root/'nbs').glob('[0-9]*.ipynb'))}
+
+def linked(text:str) -> str:
+    "Names of notebooks become links to their pages, and pictures are found beside the pages"
+    text = re.sub(r'`((\d\d)_[\w.]+)(\.ipynb)?`', lambda m: f'[{m[1]}]({m[1]}.ipynb)' if m[1] in notebooks else m[0], text)
+    return text.replace('](nbs/images/', '](images/').replace('`nbs/', '`')
+
+def shown(path:Path):
+    "A notebook without what is for nbdev alone"
+    nb = nbformat.read(path, 4)
+    keep = [c for c in nb.cells if not re.match(r'#\| *(hide|default_exp)\b', c.source)]
+    for c in keep:
+        c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M) if c.cell_type == 'code' else linked(c.source)
+    nb.cells = [c for c in keep if c.source.strip()]
+    return nb
+
+def markdown(head:list, rows:list) -> str: return '\n'.join('| '+' | '.join(map(str, o))+' |' for o in (head, ['---']*len(head), *rows))
+
+def results() -> pd.DataFrame:
+    "Mean and half of the 95 % interval of the digits with 5 labels per class, of the methods and their baselines"
+    df = pd.read_csv(root/'benchmarks'/'methods.csv')
+    g = df.groupby('method').accuracy
+    return pd.DataFrame(dict(mean=g.mean(), half=2.776*g.std()/g.count()**.5, seeds=g.count())).sort_values('mean', ascending=False)
+
+def about(name:str) -> str:
+    "What stands at the end of a method's page"
+    s,res = suggest(name, 5000, 64, 128),results()
+    rows = [(f"**{n}**" if n == name else n, f"{r['mean']:.3f} ± {r.half:.3f}") for n,r in res.iterrows() if n in (name,'raw pixels','untrained encoder','labels alone')]
+    return f"""## When to use {name}
+
+{when[name]}. On the command line: `ssl_pretrain photos --method {names[name]}`.
+
+## Settings
+
+What `suggest` proposes for 5,000 images of 128 pixels in batches of 64:
+
+{markdown(['setting','value','reason'], [(f"`{o['name']}`", o['value'], f"{o['reason']} ({o['source']})") for o in s.why])}
+
+## Result
+
+Accuracy on held-out digits with 5 labels per class, {int(res.seeds.min())} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. Nearest neighbours, but for the labels alone, which have a classifier of their own.
+
+{markdown(['','accuracy'], rows)}
+"""
+
+def choosing() -> str:
+    res = results()
+    rows = [(f"[{n}]({page_of(n)}.ipynb)", w, f"{res.loc[n, 'mean']:.3f}") for n,w in when.items()]
+    base = ', '.join(f"{n} {res.loc[n, 'mean']:.3f}" for n in ('labels alone','raw pixels','untrained encoder'))
+    return f"""# Which method?
+
+Take the first question that you answer with yes.
+
+{markdown(['question','method'], questions)}
+
+Any of them takes one line to exchange, so try two. The last column is the accuracy on held-out digits with 5 labels per class after 315 steps ({base}), which favours methods that learn fast; [91_which_method](91_which_method.ipynb) has all figures with their spread.
+
+{markdown(['method','for whom','digits'], rows)}
+"""
+
+def page_of(name:str) -> str:
+    "The notebook of a method"
+    module = methods[names[name]][0].__module__.split('.')[-1]
+    return next(k for k in notebooks if k.endswith(f'vision.{module}'))
+
+def api(module:str) -> str:
+    "Signatures and parameters of what a module exports, from docments"
+    mod = importlib.import_module(module)
+    own = [getattr(mod, n) for n in mod.__all__ if callable(getattr(mod, n, None)) and getattr(getattr(mod, n), '__module__', '') == module]
+    parts = [str(MarkdownRenderer(o, title_level=2)._repr_markdown_()) for o in own]
+    return f"# {module}\n\n{(mod.__doc__ or '').strip()}\n\n"+'\n\n'.join(re.sub(r'\{#.*?\}|^---\n', '', p, flags=re.M) for p in parts)
+
+def toc(caption:str, pages:list) -> str: return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n\n"+'\n'.join(pages)+"\n```\n"
+
+def main(to:Path):
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(root/'docs', to, ignore=shutil.ignore_patterns('*.py','__pycache__','_static'))
+    shutil.copytree(root/'nbs'/'images', to/'images', dirs_exist_ok=True)
+    for f in ('CHANGELOG.md','CONTRIBUTING.md','SECURITY.md'): shutil.copy(root/f, to/f.lower())
+    for f in to.glob('*.md'): f.write_text(linked(f.read_text()))
+    of_method = {page_of(n):n for n in when if n != 'SupConMOCO'}
+    for k,p in notebooks.items():
+        nb = shown(p)
+        if k in of_method: nb.cells.append(nbformat.v4.new_markdown_cell(about(of_method[k])))
+        nbformat.write(nb, to/f'{k}.ipynb')
+    (to/'choosing.md').write_text(choosing())
+    modules = sorted('.'.join(p.relative_to(root).with_suffix('').parts) for p in (root/'self_supervised').rglob('*.py')
+                     if p.stem not in ('__init__','_modidx','all'))
+    (to/'api').mkdir()
+    for m in modules: (to/'api'/f'{m}.md').write_text(api(m))
+    start = linked(nbformat.read(root/'nbs'/'index.ipynb', 4).cells[0].source)
+    pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
+    tocs = [toc('Start', ['Quick start <self>','choosing','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
+            toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 89),'scaling','security']),
+            toc('Building blocks', pages(0, 9)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
+    (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))
+    print(f"{len(list(to.rglob('*.md')))+len(list(to.glob('*.ipynb')))} pages in {to}")
+
+if __name__ == '__main__': main(Path(sys.argv[1]))

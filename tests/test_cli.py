@@ -1,0 +1,205 @@
+"The command line, as somebody uses it in their first hour: on their own photographs, with Ctrl-C in the middle, with mistakes, in a log."
+import os, pty, re, signal, subprocess, sys, warnings
+from pathlib import Path
+
+import pandas as pd, pytest, timm, torch
+from safetensors.torch import load_file
+from self_supervised import cli
+from self_supervised.cli import change_settings, methods, parse_settings, ssl_pretrain
+from self_supervised.training.settings import Suggestion, papers
+from self_supervised.vision.all import SSLCallback, load_encoder, sample_photos
+
+bin_ = Path(sys.executable).parent
+env = {k:v for k,v in os.environ.items() if k != 'PYTHONWARNINGS'} | {'OMP_NUM_THREADS':'1'}
+small = '--arch resnet10t --size 32 --bs 16 --precision fp32 --no-report'.split()
+
+def run(name, *args, code=0, **kwargs):
+    r = subprocess.run([bin_/name, *map(str, args)], capture_output=True, text=True, env=env, timeout=300, **kwargs)
+    assert r.returncode == code, r.stderr[-2000:] + r.stdout[-2000:]
+    return r
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Small photographs, with what such folders hold besides"
+    d = sample_photos(tmp_path_factory.mktemp('cli')/'photos', n=6, size=48)
+    (d/'train'/'notes.jpg').write_text('not an image')
+    (d/'read me.txt').write_text('hello')
+    return d
+
+@pytest.fixture(scope='module')
+def trained(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp('cli_out')/'simclr'
+    r = run('ssl_pretrain', photos, '--out', out, '--epochs', 3, '--valid', 'valid', *small)
+    return out,r
+
+def interrupt(args, sig):
+    "Start the command, send the signal when the table has a row, and wait"
+    p = subprocess.Popen([bin_/'ssl_pretrain', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    for line in p.stdout:
+        if line.strip().startswith('epoch'): break
+    p.stdout.readline()
+    p.send_signal(sig)
+    out,err = p.communicate(timeout=120)
+    return p.returncode,out,err
+
+def table(out): return pd.read_csv(out/'metrics.csv').drop(columns='time', errors='ignore')
+
+def test_pretrain(trained, photos):
+    "What was trained with, why, the table in lines, and the files"
+    out,r = trained
+    assert re.search(r'simclr on \d+ images', r.stdout) and 'temp' in r.stdout and '(paper 2002.05709' in r.stdout
+    assert '\r' not in r.stdout and re.search(r'^ +epoch +train_loss', r.stdout, re.M) and len(re.findall(r'^ +[012]  +\d', r.stdout, re.M)) == 3
+    assert r.stderr.count('\n') <= 3 and 'notes.jpg' in r.stderr and 'Traceback' not in r.stderr
+    assert len(table(out)) == 3 and table(out).notna().all().all()
+    assert {'encoder.safetensors','metrics.csv','training.json','checkpoints'} <= {o.name for o in out.iterdir()}
+    again = run('ssl_pretrain', photos, '--out', out, '--epochs', 3, '--valid', 'valid', *small)
+    assert 'is finished' in again.stdout and 'train_loss' not in again.stdout
+
+def test_plain_timm(trained):
+    "The file is one of timm's, without this library"
+    enc = timm.create_model('resnet10t', pretrained=False, num_classes=0)
+    enc.load_state_dict(load_file(trained[0]/'encoder.safetensors'))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(enc.eval()(x), load_encoder(trained[0]/'encoder.safetensors').eval()(x))
+
+def test_stopped_and_continued(trained, photos, tmp_path):
+    "Ctrl-C, then SIGTERM, then the same command again: the same table and weights as without"
+    out = tmp_path/'simclr'
+    args = [photos, '--out', out, '--epochs', 3, '--valid', 'valid', *small]
+    for sig,code in ((signal.SIGINT,130), (signal.SIGTERM,143)):
+        rc,_,err = interrupt(args, sig)
+        assert rc == code and 'same command goes on' in err and 'Traceback' not in err and not (out/'encoder.safetensors').exists()
+    run('ssl_pretrain', *args)
+    pd.testing.assert_frame_equal(table(out), table(trained[0]))
+    a,b = (load_file(o/'encoder.safetensors') for o in (out, trained[0]))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+def test_another_training_is_not_overwritten(trained, photos):
+    out,_ = trained
+    before = (out/'encoder.safetensors').read_bytes()
+    r = run('ssl_pretrain', photos, '--out', out, '--epochs', 4, '--valid', 'valid', *small, code=1)
+    assert r.stderr.count('\n') == 1 and 'epochs 3' in r.stderr and '--out' in r.stderr
+    assert (out/'encoder.safetensors').read_bytes() == before
+
+def test_on_a_terminal(photos, tmp_path):
+    "A bar that is drawn over"
+    parent,child = pty.openpty()
+    args = ['digits', '--epochs', 1, '--bs', 256, '--out', tmp_path/'o', '--precision', 'fp32', '--no-report', '--arch', 'resnet10t']
+    p = subprocess.Popen([bin_/'ssl_pretrain', *map(str, args)], stdout=child, stderr=subprocess.PIPE, env=env)
+    os.close(child)
+    text = b''
+    while True:
+        try: o = os.read(parent, 10000)
+        except OSError: break
+        if not o: break
+        text += o
+    assert p.wait(60) == 0 and b'\r' in text and b'%' in text and b'train_loss' in text
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    "As on the command line, in this process; what was printed"
+    def f(name, *args):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        for o in ('NO_BAR','print'): monkeypatch.setattr(cli.fastprogress, o, getattr(cli.fastprogress, o, print), raising=False)
+        with warnings.catch_warnings():
+            monkeypatch.setattr(warnings, 'formatwarning', warnings.formatwarning)
+            getattr(cli, name)()
+        return capsys.readouterr().out
+    return f
+
+def test_evaluate_embed_finetune_views(trained, photos, tmp_path, typed):
+    "The rest of the first hour"
+    enc = trained[0]/'encoder.safetensors'
+    labelled = photos/'train'
+    said = typed('ssl_evaluate', labelled, '--encoder', enc, '--out', tmp_path/'e', '--cache', tmp_path/'c')
+    assert 'raw pixels' in said and 'untrained encoder' in said and (tmp_path/'e'/'evaluation.html').exists()
+    df = pd.read_csv(tmp_path/'e'/'evaluation.csv')
+    assert df['mean'].between(0, 1).all() and len(df) > 5
+    said = typed('ssl_embed', photos, '--encoder', enc, '--out', tmp_path/'f.parquet')
+    df = pd.read_parquet(tmp_path/'f.parquet')
+    assert len(df) == 16*7 and df.shape[1] == 513 and f'{len(df)} images' in said
+    said = typed('ssl_finetune', photos, '--encoder', enc, '--out', tmp_path/'clf', '--epochs', 4, '--bs', 32, '--valid', 'valid', '--labels', 'parent', '--cache', tmp_path/'c')
+    assert 'from scratch' in said and (tmp_path/'clf'/'classifier.pkl').exists()
+    df = pd.read_csv(tmp_path/'clf'/'results.csv', index_col=0).accuracy
+    assert list(df.index) == ['this encoder','from scratch'] and df.between(0, 1).all()
+    typed('ssl_views', photos, '--method', 'swav', '--size', 48, '--set', 'n_small=2', '--out', tmp_path/'v.png', '--n', 2)
+    assert (tmp_path/'v.png').read_bytes()[:4] == b'\x89PNG'
+
+def test_a_table_of_few_labels(photos, tmp_path, typed):
+    "SupCon mixes labelled and unlabelled images by itself; the report has an evaluation"
+    files = sorted((photos/'train').rglob('[0-9]*.jpg'))
+    rows = [(f.relative_to(photos).as_posix(), f.parent.name) for f in files if int(f.stem) < 3] + \
+           [(f.relative_to(photos).as_posix(), f.parent.name) for f in sorted((photos/'valid').rglob('*.jpg'))]
+    pd.DataFrame(rows, columns=['file','what']).to_csv(tmp_path/'l.csv', index=False)
+    said = typed('ssl_pretrain', photos, '--method', 'supcon', '--labels', tmp_path/'l.csv', '--cols', 'file,what', '--valid', 'valid', '--epochs', 2,
+            '--arch', 'resnet10t', '--size', 32, '--bs', 16, '--out', tmp_path/'o', '--set', 'temp=.3', 'reg_lambda=2')
+    assert re.search(r'temp +0.3 +as asked', said) and 'raw pixels' in said
+    page = (tmp_path/'o'/'report.html').read_text()
+    assert 'SupCon' in page and 'raw pixels' in page and 'knn' in table(tmp_path/'o')
+
+def test_processes(tmp_path):
+    "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
+    def start(out):
+        args = ['digits', '--epochs', 3, '--bs', 64, '--out', out, '--arch', 'resnet10t', '--no-report', '--precision', 'fp32']
+        return subprocess.Popen([bin_/'torchrun','--nproc_per_node','2','--rdzv_backend','c10d','--rdzv_endpoint','localhost:0', bin_/'ssl_pretrain',
+                                 *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    def ended(p):
+        out,err = p.communicate(timeout=300)
+        assert p.returncode == 0, err[-3000:]
+        return out
+    p = start(tmp_path/'b')
+    for line in p.stdout:
+        if line.strip().startswith('epoch'): break
+    p.stdout.readline()
+    os.killpg(p.pid, signal.SIGINT)
+    out,err = p.communicate(timeout=120)
+    assert p.returncode and 'same command goes on' in err and not (tmp_path/'b'/'encoder.safetensors').exists()
+    assert ended(start(tmp_path/'b')).count('train_loss') == 1
+    assert len(table(tmp_path/'b')) == 3 and (tmp_path/'b'/'encoder.safetensors').exists()
+
+@pytest.mark.parametrize('args,said', [
+    (dict(path='nowhere'), "no folder 'nowhere'"),
+    (dict(set=['tmp=.1']), "no setting 'tmp'"),
+    (dict(set=['temp']), "NAME=VALUE"),
+    (dict(labels='parent'), 'labels'),
+    (dict(bs=1000), 'bs'),
+    (dict(arch='resnet99'), 'resnet99'),
+    (dict(path='PHOTOS', method='supcon'), '--labels parent'),
+    (dict(path='PHOTOS', labels='nowhere.csv'), 'nowhere.csv'),
+    (dict(path='PHOTOS', n_labels=5), 'n_labels'),
+    (dict(path='PHOTOS', bs=16, encoder='PHOTOS/read me.txt'), 'safetensors')])
+def test_mistakes(photos, tmp_path, args, said):
+    "They say what to change, and nothing is left that would be in the way of the right command"
+    args = {k:v.replace('PHOTOS', str(photos)) if isinstance(v, str) else v for k,v in args.items()}
+    with pytest.raises((ValueError,TypeError), match=re.escape(said)): ssl_pretrain(**{'path':'digits', **args}, out=tmp_path/'o', no_cache=True)
+    assert not (tmp_path/'o').exists()
+
+def test_errors_are_a_line(tmp_path):
+    line = run('ssl_pretrain', tmp_path/'nowhere', code=1).stderr
+    assert line.count('\n') == 1 and line.startswith('ssl_pretrain: path: there is no folder')
+    assert 'Traceback' in run('ssl_pretrain', tmp_path/'nowhere', '--debug', code=1).stderr
+
+def test_unknown_arguments(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['ssl_pretrain', 'digits', '--method', 'simclear'])
+    with pytest.raises(SystemExit) as e: ssl_pretrain()
+    assert e.value.code == 2 and 'simclr' in capsys.readouterr().err
+
+@pytest.mark.parametrize('name', ['ssl_views','ssl_pretrain','ssl_evaluate','ssl_embed','ssl_finetune'])
+def test_help(name, monkeypatch, capsys):
+    "An example, and a word on every option"
+    monkeypatch.setattr(sys, 'argv', [name, '--help'])
+    with pytest.raises(SystemExit) as e: getattr(cli, name)()
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and re.search(rf'^{name} \S+ .*', text, re.M) and '--debug' in text
+    options = text[text.index('options:'):].split('\n  --')[1:]
+    assert len(options) > 3 and not [o for o in options if len(re.findall(r'\w+', o)) < 3]
+
+def test_every_method():
+    own = {o.__name__ for o,_,_ in methods.values()}
+    assert own == set(papers)
+    for k,(cb,model,augs) in methods.items():
+        assert k == cb.__name__.lower() and issubclass(cb, SSLCallback)
+        s = change_settings(Suggestion(), k, dict(hidden_size=7, lr_max=.1, resize_scale=(.5,1)))
+        assert (s.model.hidden_size,s.fit.lr_max,s.views.resize_scale) == (7,.1,(.5,1))
+
+def test_values(): assert parse_settings(['a=1','b=(.1,2)','c=None','d=all','e=x=y']) == dict(a=1, b=(.1,2), c=None, d='all', e='x=y')
