@@ -188,18 +188,19 @@ def nnclr(nn:Tensor, # (2B, d) nearest neighbours of the projections of the firs
 # %% ../nbs/03_losses.ipynb #e30fc00e
 def across_views(
     f:callable, # Loss of a target (B, k) and the output for another view (B, d)
-    targets:Tensor, # (GB, k) targets of the views `large_ids`, in their order
+    targets:Tensor|list, # (GB, k) targets of the views `large_ids`, in their order, or a list of (B, k) for each
     out:Tensor, # (VB, d) outputs for all views
     n_views:int=2, # Number of views V
     large_ids:list|None=None # Views that have a target; None is all of them
 ) -> Tensor: # scalar
     "Mean of `f` over all pairs of a target and the output for a view other than its own"
     large_ids = list(range(n_views)) if large_ids is None else list(large_ids)
-    if len(out) % n_views or len(targets)*n_views != len(out)*len(large_ids):
-        raise ValueError(f"targets and outputs must be ({len(large_ids)}B, ·) and ({n_views}B, ·), got {tuple(targets.shape)} and "
-                         f"{tuple(out.shape)}")
+    n = len(targets) if isinstance(targets, Tensor) else sum(map(len, targets))
+    if len(out) % n_views or n*n_views != len(out)*len(large_ids):
+        raise ValueError(f"targets and outputs must be ({len(large_ids)}B, ·) and ({n_views}B, ·), got {n} and {len(out)} rows")
     outs,ls = out.chunk(n_views),[]
-    for i,t in zip(large_ids, targets.chunk(len(large_ids))): ls += [f(t, o) for v,o in enumerate(outs) if v != i]
+    if isinstance(targets, Tensor): targets = targets.chunk(len(large_ids))
+    for i,t in zip(large_ids, targets): ls += [f(t, o) for v,o in enumerate(outs) if v != i]
     return sum(ls)/len(ls)
 
 def byol(p:Tensor, # (VB, d) predictions of the student, first views then second views, ...
@@ -296,13 +297,23 @@ def sinkhorn(
 ) -> Tensor: # (B, P) fp32 assignments, rows sum to 1
     "Sinkhorn-Knopp (1306.0895) as in SwAV: each prototype gets its share of the images, then each image sums to 1"
     if not eps > 0: raise ValueError(f"eps must be > 0, got {eps!r}")
+    if n_iter < 1: raise ValueError(f"n_iter must be at least 1, got {n_iter!r}")
     with torch.autocast(scores.device.type, enabled=False):
         q = scores.float()/eps
-        for _ in range(n_iter):
-            top = all_reduce(q.amax(0), 'MAX')
-            q = q - top - all_reduce((q-top).exp().sum(0)).log()
-            q = q.log_softmax(1)
-        return q.exp()
+        top = all_reduce(q.amax(0), 'MAX')
+        q = q.sub_(top).exp_()
+        columns = all_reduce(q.sum(0))
+        rows = q @ (1/columns)
+        if q.device.type == 'cpu' and -all_reduce(-rows.min(), 'MAX') > 1e-30:       # no image is lost: scales are enough
+            for _ in range(n_iter-1):
+                columns = all_reduce((1/rows) @ q)
+                rows = q @ (1/columns)
+            return q.div_(columns).div_(rows[:,None])
+        q = (scores.float()/eps - top - columns.log()).softmax(1)        # now no prototype is: it keeps 1/(B·P)
+        for _ in range(n_iter-1):
+            q /= all_reduce(q.sum(0))
+            q /= q.sum(1, keepdim=True)
+        return q
 
 def swav(scores:Tensor, # (VB, P) scores of all views
          n_views:int=2, # Number of views V
@@ -315,8 +326,9 @@ def swav(scores:Tensor, # (VB, P) scores of all views
     large_ids = list(range(n_views)) if large_ids is None else list(large_ids)
     with torch.autocast(scores.device.type, enabled=False):
         views = scores.float().chunk(n_views)
-        if queued is None: queued = [scores[:0].float()]*len(large_ids)
-        q = torch.cat([sinkhorn(torch.cat([views[i],o]), eps, n_iter)[:len(views[i])] for i,o in zip(large_ids, queued)])
+        n = len(views[0])
+        if queued is None: q = [sinkhorn(views[i], eps, n_iter) for i in large_ids]
+        else: q = [sinkhorn(torch.cat([views[i],o]), eps, n_iter)[:n] for i,o in zip(large_ids, queued)]
         return across_views(lambda q,s: F.cross_entropy(s, q), q, scores.float()/check_temp(temp), n_views, large_ids)
 
 # %% ../nbs/03_losses.ipynb #d113ba22
