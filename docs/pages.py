@@ -110,8 +110,8 @@ def api(module:str) -> str:
     "Signatures and parameters of what a module exports, from docments"
     mod = importlib.import_module(module)
     own = [getattr(mod, n) for n in mod.__all__ if callable(getattr(mod, n, None)) and getattr(getattr(mod, n), '__module__', '') == module]
-    parts = [str(MarkdownRenderer(o, title_level=2)._repr_markdown_()) for o in own]
-    return f"# {module}\n\n{(mod.__doc__ or '').strip()}\n\n"+'\n\n'.join(re.sub(r'\{#.*?\}|^---\n', '', p, flags=re.M) for p in parts)
+    parts = [f'## {o.__name__}\n\n{MarkdownRenderer(o)._repr_markdown_()}' for o in own]
+    return f"# {module}\n\n{(mod.__doc__ or '').strip()}\n\n"+'\n\n'.join(parts)
 
 def toc(caption:str, pages:list) -> str: return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n\n"+'\n'.join(pages)+"\n```\n"
 

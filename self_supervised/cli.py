@@ -9,8 +9,9 @@ __all__ = ['fashion_views', 'built_in', 'methods', 'command', 'stopping', 'Plain
            'ssl_pretrain', 'ssl_evaluate', 'ssl_embed', 'train_classifier', 'ssl_finetune']
 
 # %% ../nbs/60_cli.ipynb #ca3f079a
-import argparse, ast, inspect, json, signal, sys, warnings
+import argparse, ast, inspect, json, os, signal, sys, warnings
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from functools import wraps
 from typing import Annotated
 from fastcore.imports import IN_NOTEBOOK
@@ -110,19 +111,29 @@ built_in = { # Images that are here: data, size and views
 
 def channel_views(n_in:int, stats:tuple|None=None) -> dict:
     "Settings of views for images of `n_in` channels: hue, saturation and grey are for three, and so are the statistics of ImageNet"
+    if stats and len(stats[0]) not in (1,n_in): stats = None                          # timm keeps three for grey images
     if n_in == 3: return dict(stats=stats) if stats else {}
     grey = ([.449]*n_in,[.226]*n_in)
     return dict(jitter_s=(.4,.4,0,0), bw=False, stats=stats or grey)
 
 def _share_or_name(valid):
-    try: return float(valid)
+    "A number between 0 and 1 is a share, anything else a name"
+    try: share = float(valid)
     except ValueError: return valid
+    return share if 0 < share < 1 else str(valid)
 
 def _labels(labels):
     if labels in (None,'none'): return None
     if labels != 'parent' and not Path(labels).is_file():
         raise ValueError(f"labels: {labels!r} is neither 'parent', for the names of folders, nor a table that exists")
     return labels if labels == 'parent' else Path(labels)
+
+def _columns(cols, labels):
+    if cols is None: return (0,1)
+    names = tuple(o.strip() for o in cols.split(','))
+    if len(names) != 2: raise ValueError(f"cols: it must be the names of two columns, files and labels, as in file,defect; got {cols!r}")
+    if labels in (None,'parent'): raise ValueError(f"cols: {cols!r} are columns of a table: say which by --labels TABLE")
+    return names
 
 def _refuse(path, why, **args):
     for k,v in args.items():
@@ -148,7 +159,7 @@ def read_images(
     _refuse(path, "it is for data sets whose labels are all known, not for the folder", n_labels=n_labels)
     more = {} if workers is None else dict(num_workers=workers)
     return folder_dls(path, round(size*1.25), _labels(labels), bs, cache=cache, valid=_share_or_name(valid or .2),
-                      n_in=n_in, seed=seed, cols=tuple(cols.split(',')) if cols else (0,1), **more)
+                      n_in=n_in, seed=seed, cols=_columns(cols, labels), **more)
 
 # %% ../nbs/60_cli.ipynb #c6498cbf
 methods = { # Callback, model and views of each
@@ -211,7 +222,7 @@ def encoder_shape(enc:nn.Module) -> dict: # For `suggest`
 _path = Annotated[str, "Folder of images, searched with all its subfolders; or `digits` or `fashion-mnist`, which are here"]
 _method = Annotated[str, "How to train", dict(choices=list(methods))]
 _precision = Annotated[str, "bf16 where it is measured to be faster (auto), or always, or never", dict(choices=['auto','fp32','bf16'])]
-_settings = Annotated[str, "Settings by name, as NAME=VALUE", dict(nargs='+', metavar='NAME=VALUE')]
+_settings = Annotated[str, "Settings by name, as NAME=VALUE", dict(nargs='+', action='extend', metavar='NAME=VALUE')]
 
 def _size(path, size): return size or built_in.get(str(path), (0,128))[1]
 def _channels(path, n_in): return 1 if str(path) in built_in else n_in
@@ -237,10 +248,13 @@ def ssl_views(
     ssl_views photos --set "resize_scale=(.5,1)" rotate=True"""
     set_seed(seed)
     size,n_in = _size(path, size),_channels(path, n_in)
-    s = change_settings(Suggestion(), method, parse_settings(set or []))
-    if len(s.views) < len(s.why): raise ValueError(f"set: ssl_views takes settings of the views, not {s.why[0]['name']}")
+    asked = parse_settings(set or [])
+    no_views = [o['name'] for o in change_settings(Suggestion(), method, asked).why if o['part'] != 'views']
+    if no_views: raise ValueError(f"set: ssl_views takes settings of the views, not {no_views[0]}")
     x = first(read_images(path, size, n, n_in=n_in).train)[0]
-    show_views(methods[method][2](size, **{**_views(path, n_in), **s.views}), x)
+    s = suggest(methods[method][0], 10_000, 64, size)                     # whose views depend on the size alone
+    s.add('views', f"for {path}", 'images', **_views(path, n_in))
+    show_views(methods[method][2](size, **change_settings(s, method, asked).views), x)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(out, dpi=100, bbox_inches='tight')
@@ -249,27 +263,32 @@ def ssl_views(
 # %% ../nbs/60_cli.ipynb #2dfdb808
 def check_asked(f:Path, asked:dict):
     "Raise if the file `f` says that something else was asked of the training that is there"
-    if not f.exists(): return
+    if not f.exists() or not (checkpoints(f.parent/'checkpoints') or (f.parent/'encoder.safetensors').exists()): return
     there = json.loads(f.read_text())['asked']
     for k,v in json.loads(json.dumps(asked)).items():
         if there.get(k) != v:
             raise ValueError(f"out: {f.parent} holds a training with {k} {there.get(k)}, and now it is {v}: give the same command to go on "
                              "with that one, or another --out for a new one")
 
-def note_asked(f:Path, asked:dict):
+def note_asked(f:Path, asked:dict, bf16:bool):
     f.parent.mkdir(parents=True, exist_ok=True)
-    f.write_text(json.dumps(dict(asked=asked, version=self_supervised.__version__), indent=1))
+    f.write_text(json.dumps(dict(asked=asked, bf16=bf16, version=self_supervised.__version__), indent=1))
 
-def in_bf16(learn:Learner, precision:str, size:int) -> bool:
-    "Does training go in bfloat16? 'auto' measures whether it is a tenth faster, in the first process"
+def in_bf16(learn:Learner, precision:str, size:int, out:Path) -> bool:
+    "Does training go in bfloat16? 'auto' measures whether it is a tenth faster, in the first process, and stays with it"
     if precision != 'auto': return precision == 'bf16'
-    enc = get_model(learn.model).encoder
-    faster = not rank_distrib() and bf16_gain(enc, torch.rand(8, enc.spec['n_in'], size, size, device=learn.dls.device)) > 1.1
+    enc,dev,f,faster = get_model(learn.model).encoder,learn.dls.device,out/'training.json',False
+    if not rank_distrib():
+        if checkpoints(out/'checkpoints') and f.exists(): faster = json.loads(f.read_text())['bf16']
+        else: faster = bf16_gain(deepcopy(enc).to(dev), torch.rand(8, enc.spec['n_in'], size, size, device=dev)) > 1.1
     return all_objects(faster)[0] if num_distrib() > 1 else faster
 
 def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
     "`dls` with a `share` of labelled images in training batches"
-    labelled = (item_labels(dls.train_ds) != dls.vocab.o2i['unsup']).tolist()
+    if not 0 < share < 1: raise ValueError(f"share: it must be between 0 and 1, got {share}")
+    unsup = getattr(getattr(dls, 'vocab', None), 'o2i', {}).get('unsup')
+    if unsup is None: raise ValueError("share: there are no unlabelled images to mix with, or no labels: leave it out")
+    labelled = (item_labels(dls.train_ds) != unsup).tolist()
     if all(labelled) or not any(labelled):
         raise ValueError(f"share: {sum(labelled)} of {len(labelled)} training images have a label, so there is nothing to mix")
     return DataLoaders(dls.train.new(cls=SharedDL, labelled=labelled, share=share), dls.valid, path=dls.path, device=dls.device)
@@ -293,12 +312,13 @@ def finish(learn:Learner, out:Path, report:bool):
     "The encoder, and the report with an evaluation where there are labels"
     if rank_distrib(): return
     learn.save_encoder(out/'encoder.safetensors')
+    evaluation = None
     if report:
-        evaluation = None
         try:
             if not KNN().no_value(learn): evaluation = evaluate(learn)
-        except ValueError as e: warn(f"there is no evaluation in the report: {e}")
-        learn.report(out/'report.html', evaluation=evaluation)
+        except Exception as e: warn(f"there is no evaluation in the report: {e}")
+        try: learn.report(out/'report.html', evaluation=evaluation)
+        except Exception as e: report = warn(f"there is no report: {e}")
         if evaluation: print(evaluation.table().to_string())
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
     if report: print(f"{out/'report.html'}: what happened, to open in a browser")
@@ -343,8 +363,11 @@ def ssl_pretrain(
     ssl_pretrain photos --method supcon --labels labels.csv       a few labels, the other images have none
     ssl_pretrain digits --method moco --set K=512 temp=.2         no folder needed
     accelerate launch --num_processes 4 "$(which ssl_pretrain)" photos     four processes"""
-    asked = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in ('out','cache','workers','no_report','dry_run')}
-    asked['path'] = path if path in built_in else str(Path(path).resolve())
+    free = 'out','cache','no_cache','workers','every','no_report','dry_run'
+    asked = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in (*free,'free')}
+    for k in ('path','labels','encoder'):
+        if asked[k] and asked[k] not in built_in and Path(asked[k]).exists(): asked[k] = str(Path(asked[k]).resolve())
+    asked['processes'] = max(num_distrib(), 1)
     size,n_in,out = _size(path, size),_channels(path, n_in),Path(out or f'runs/{Path(path).resolve().name}-{method}')
     made = out/('encoder.safetensors' if no_report else 'report.html')
     if not rank_distrib() and not dry_run: check_asked(out/'training.json', asked)
@@ -353,10 +376,15 @@ def ssl_pretrain(
         return
     if 'supcon' in method and not (labels or path in built_in):
         raise ValueError(f"labels: {method} learns from labels, so it has to know where they are: --labels parent, or --labels TABLE")
+    if encoder and (pretrained or arch_set):
+        raise ValueError("encoder: its file names the architecture and has the weights: leave out --pretrained and --arch-set")
+    if encoder and (has := encoder_info(encoder).get('n_in', n_in)) != n_in:
+        raise ValueError(f"encoder: {encoder} takes images of {has} channels, and these have {n_in}: give --n-in {has}, or another encoder")
+    if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     set_seed(seed)
     cache = None if no_cache else cache or out.parent/'decoded'
     dls = read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, workers, seed)
-    if 'supcon' in method and 'unsup' in dls.vocab or share: dls = mixed_batches(dls, share or .5)
+    if share is not None or 'supcon' in method and 'unsup' in dls.vocab: dls = mixed_batches(dls, ifnone(share, .5))
     enc = load_encoder(encoder) if encoder else new_encoder(arch, pretrained, n_in, size, **parse_settings(arch_set or []))
     s = suggest(methods[method][0], len(dls.train_ds), bs*max(num_distrib(), 1), size, epochs, **encoder_shape(enc))
     if pretrained or encoder: s.add('fit', "a tenth, as this encoder has learned before", 'judgement', lr_max=s.fit.lr_max/10)
@@ -367,12 +395,15 @@ def ssl_pretrain(
               "Settings:")
         print_settings(s)
     if dry_run: return
-    if not rank_distrib(): note_asked(out/'training.json', asked)
     learn = _shown(pretraining_learner(dls, method, enc, s, size, out, every=every))
     several,cpu = num_distrib() > 1,dls.device.type == 'cpu'
     with stopping("The same command goes on from here."):
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu) if several else nullcontext():
-            if in_bf16(learn, precision, size): learn.to_bf16()
+            bf16 = in_bf16(learn, precision, size, out)
+            if bf16: learn.to_bf16()
+            if not rank_distrib():
+                note_asked(out/'training.json', asked, bf16)
+                if precision == 'auto': print(f"  precision: {'bf16, which is' if bf16 else 'fp32, as bf16 is not'} faster here (measured)")
             learn.resume(out/'checkpoints', missing_ok=True)
             getattr(learn, s.schedule)(**s.fit)
         finish(learn, out, not no_report)
@@ -380,10 +411,23 @@ def ssl_pretrain(
     return learn
 
 # %% ../nbs/60_cli.ipynb #9e56a7f4
-_encoders = Annotated[str, "Files of encoders, as ssl_pretrain writes them", dict(nargs='+', required=True, opt=True, metavar='FILE')]
+_encoders = Annotated[str, "Files of encoders, as ssl_pretrain writes them",
+                      dict(nargs='+', action='extend', required=True, opt=True, metavar='FILE')]
 _encoder = Annotated[Path, "File of an encoder, as ssl_pretrain writes it", dict(required=True, opt=True)]
 
-def _encoder_data(path, info, bs, labels, cols, n_labels, valid, cache, seed, file):
+def _split(path, files, valid, seed):
+    "What is held out: where nothing else is asked for, what was held out when the encoders in `files` were trained on these images"
+    here,found = path if path in built_in else str(Path(path).resolve()),[]
+    for f in (Path(o).parent/'training.json' for o in files):
+        asked = json.loads(f.read_text())['asked'] if f.exists() else {}
+        if asked.get('path') == here: found.append((asked['valid'],asked['seed']))
+        elif 'supcon' in asked.get('method', '') and {Path(here),Path(asked['path'])} & {*Path(here).parents, *Path(asked['path']).parents}:
+            warn(f"encoder: {f.parent} was trained with labels on {asked['path']}: images held out here may have been among them")
+    if valid is not None or not found: return valid,seed
+    if len({*found}) > 1: raise ValueError(f"encoder: their trainings held out different images ({found}): say by --valid which to test on")
+    return found[0]
+
+def _encoder_data(path, info, bs, labels, cols, n_labels, valid, seed, cache, file):
     "Labelled images of `path`, as the encoder in `file` saw its own"
     size,n_in = first(L(info.get('size'))),info['n_in']
     if not size: raise ValueError(f"encoder: {file} does not say on which size of images it was trained: write it with learn.save_encoder")
@@ -401,7 +445,7 @@ def ssl_evaluate(
     n:int=10_000, # At most so many images for training and for test
     bs:int=64, # Images per batch
     cache:Path=None, # Folder of decoded images
-    seed:int=42 # Draws test images, labels and the untrained encoder
+    seed:int=0 # Draws test images, labels and the untrained encoder
 ):
     """Measure encoders on labelled images: nearest neighbours, linear probe and class means, with all labels and with few.
 
@@ -409,10 +453,14 @@ def ssl_evaluate(
 
     ssl_evaluate photos --encoder runs/photos-simclr/encoder.safetensors
     ssl_evaluate photos --encoder a.safetensors b.safetensors --labels labels.csv --valid test --out runs/compared"""
-    res = []
-    for f in map(Path, encoder):
-        dls = _encoder_data(path, encoder_info(f), bs, labels, cols, None, valid, cache, seed, f)
-        res.append(evaluate(f, dls, name=f.parent.name if len(encoder) > 1 else None, data=Path(path).name, n=n, seed=seed))
+    files,infos = [Path(f) for f in encoder],[encoder_info(f) for f in encoder]
+    if len({o['n_in'] for o in infos}) > 1: raise ValueError("encoder: they take images of different channels: evaluate them one by one")
+    names = [f.resolve().parent.name for f in files]
+    if len({*names}) < len(names): names = [str(f) for f in files]
+    large = max(range_of(files), key=lambda i: first(L(infos[i].get('size'))) or 0)
+    dls = _encoder_data(path, infos[large], bs, labels, cols, None, *_split(path, files, valid, seed), cache, files[large])
+    res = [evaluate(load_encoder(f).to(default_device()), dls, name=name, data=Path(path).resolve().name, n=n, seed=seed)
+           for f,name in zip(files, names)]
     res = compare(*res) if len(res) > 1 else res[0]
     print(f"{res.table().to_string()}\n\n{res.how}")
     if out:
@@ -431,15 +479,17 @@ def ssl_embed(
     """Turn images into a table of features: a row for each file, for search, clustering or a database.
 
     ssl_embed photos --encoder runs/photos-simclr/encoder.safetensors --out features.parquet"""
-    df = embed(load_encoder(encoder), path, out, bs=bs)
+    df = embed(load_encoder(encoder).to(default_device()), path, out, bs=bs)
     print(f"{out}: {len(df):,} images, {df.shape[1]-1} features each")
 
-def train_classifier(enc:nn.Module, dls:DataLoaders, epochs:int, lr:float, frozen:bool, path:Path|None=None) -> Learner:
-    "The head first, then everything"
+def train_classifier(enc, dls:DataLoaders, epochs:int, lr:float, frozen:bool=False, scratch:bool=False, path:Path|None=None) -> Learner:
+    "The head first, then everything with smaller steps; or, from scratch, everything at once for as many epochs"
     learn = _shown(classifier_learner(enc, dls, frozen=frozen))
     if path: learn.add_cb(MetricsFile(path/'metrics.csv'))
+    head = max(epochs//4, 1)
     if frozen: learn.fit_one_cycle(epochs, lr)
-    else: learn.fine_tune(epochs, lr, freeze_epochs=max(epochs//4, 1))
+    elif scratch: learn.fit_one_cycle(epochs+head, lr)
+    else: learn.fine_tune(epochs, lr, freeze_epochs=head)
     return learn
 
 @command
@@ -458,7 +508,7 @@ def ssl_finetune(
     frozen:bool=False, # Train the head alone
     no_baseline:bool=False, # Without the same classifier from scratch beside it
     cache:Path=None, # Folder of decoded images
-    seed:int=42 # Draws all that is random
+    seed:int=0 # Draws all that is random
 ):
     """Train a classifier on an encoder, beside the same one from scratch.
 
@@ -468,19 +518,19 @@ def ssl_finetune(
     out = Path(out or f'runs/{Path(path).resolve().name}-classifier')
     enc,info = load_encoder(encoder),encoder_info(encoder)
     set_seed(seed)
-    dls = _encoder_data(path, info, bs, labels, cols, n_labels, valid, cache, seed, encoder)
+    dls = _encoder_data(path, info, bs, labels, cols, n_labels, *_split(path, [encoder], valid, seed), cache, encoder)
     out.mkdir(parents=True, exist_ok=True)
     size,n_in = info['size'],info['n_in']
     aug = get_supcon_aug_pipelines(tuple(size), **_views(path, n_in, info.get('stats')))[0]
     few = labelled_dls(dls, aug=aug, bs=bs, repeat=repeat)
     print(f"{len(few.train_ds)//repeat} labelled images of {few.c} classes, {len(few.valid_ds)} held out")
-    learn = train_classifier(enc, few, epochs, lr, frozen, out)
+    learn = train_classifier(enc, few, epochs, lr, frozen, path=out)
     res = {'this encoder':learn.final_record[-1]}
     learn.export((out/'classifier.pkl').absolute())
     if not no_baseline:
-        print("The same from scratch:")
+        print("The same architecture from scratch:")
         set_seed(seed)
-        res['from scratch'] = train_classifier(untrained_encoder(enc, seed), few, epochs, lr, False).final_record[-1]
+        res['from scratch'] = train_classifier(untrained_encoder(enc, seed), few, epochs, lr, scratch=True).final_record[-1]
     df = pd.Series(res, name='accuracy').to_frame()
     df.to_csv(out/'results.csv')
     print(f"\n{df.round(3).to_string()}\n{out/'classifier.pkl'}: for load_learner, which unpickles: load only what you made")

@@ -1,5 +1,5 @@
 "The command line, as somebody uses it in their first hour: on their own photographs, with Ctrl-C in the middle, with mistakes, in a log."
-import os, pty, re, signal, subprocess, sys, warnings
+import os, pty, re, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 
 import pandas as pd, pytest, timm, torch
@@ -167,12 +167,45 @@ def test_processes(tmp_path):
     (dict(path='PHOTOS', method='supcon'), '--labels parent'),
     (dict(path='PHOTOS', labels='nowhere.csv'), 'nowhere.csv'),
     (dict(path='PHOTOS', n_labels=5), 'n_labels'),
-    (dict(path='PHOTOS', bs=16, encoder='PHOTOS/read me.txt'), 'safetensors')])
-def test_mistakes(photos, tmp_path, args, said):
+    (dict(path='PHOTOS', bs=16, encoder='PHOTOS/read me.txt'), 'safetensors'),
+    (dict(share=.5), 'no unlabelled images'),
+    (dict(n_labels=5, share=1.5), 'between 0 and 1'),
+    (dict(path='PHOTOS', cols='file,what'), '--labels TABLE'),
+    (dict(encoder='ENCODER'), '--n-in 3'),
+    (dict(path='PHOTOS', encoder='ENCODER', pretrained=True), 'leave out --pretrained'),
+    (dict(set=['temp=-1']), 'temp')])
+def test_mistakes(photos, trained, tmp_path, args, said):
     "They say what to change, and nothing is left that would be in the way of the right command"
-    args = {k:v.replace('PHOTOS', str(photos)) if isinstance(v, str) else v for k,v in args.items()}
+    here = dict(PHOTOS=photos, ENCODER=trained[0]/'encoder.safetensors')
+    for o in here: args = {k:v.replace(o, str(here[o])) if isinstance(v, str) else v for k,v in args.items()}
     with pytest.raises((ValueError,TypeError), match=re.escape(said)): ssl_pretrain(**{'path':'digits', **args}, out=tmp_path/'o', no_cache=True)
     assert not (tmp_path/'o').exists()
+
+def test_right_after_wrong(tmp_path, typed):
+    "A command that failed after all had been made ready does not stand in the way; settings may be given one by one"
+    args = ['digits', '--out', tmp_path/'o', '--arch', 'resnet10t', '--epochs', 1, '--bs', 256, '--no-report', '--precision', 'fp32']
+    with pytest.raises(ValueError, match='every'): ssl_pretrain('digits', out=tmp_path/'o', arch='resnet10t', epochs=1, bs=256, every=0, precision='fp32')
+    said = typed('ssl_pretrain', *args, '--set', 'temp=.3', '--set', 'hidden_size=64')
+    assert all(re.search(o, said) for o in (r'temp +0.3 +as asked', r'hidden_size +64 +as asked'))
+
+def test_held_out_as_in_training(trained, photos, tmp_path, typed):
+    "Encoders are tested on what their training held out; those that are called alike keep their names apart"
+    f = trained[0]/'encoder.safetensors'
+    assert cli._split(str(photos), [f], None, 7) == ('valid',0) and cli._split('digits', [f], None, 7) == (None,7)
+    for o in 'ab': shutil.copy(f, tmp_path/f'{o}.safetensors')
+    said = typed('ssl_evaluate', photos, '--encoder', tmp_path/'a.safetensors', tmp_path/'b.safetensors', '--valid', 'valid', '--cache', tmp_path/'c')
+    assert 'a.safetensors' in said and 'b.safetensors' in said and 'raw pixels' in said
+
+def test_folders_named_by_numbers(photos, tmp_path):
+    shutil.copytree(photos/'train', tmp_path/'p'/'2018'); shutil.copytree(photos/'valid', tmp_path/'p'/'2019')
+    dls = cli.read_images(tmp_path/'p', 32, 8, valid='2019')
+    assert len(dls.valid_ds) == 16 and len(dls.train_ds) == 96
+
+def test_from_scratch(photos):
+    "All layers at the full rate, for as many epochs as head and fine-tuning take together"
+    dls = cli.read_images(photos, 32, 32, 'parent', valid='valid')
+    learn = cli.train_classifier(cli.create_encoder('test_resnet', False), dls, 4, 3e-3, scratch=True)
+    assert learn.n_epoch == 5 and abs(max(learn.recorder.lrs)-3e-3) < 2e-4 and {h['lr'] for h in learn.opt.hypers} == {learn.opt.hypers[0]['lr']}
 
 def test_errors_are_a_line(tmp_path):
     line = run('ssl_pretrain', tmp_path/'nowhere', code=1).stderr

@@ -54,6 +54,11 @@ def test_methods(site):
         page = p.read_text()
         assert p.name in text and all(o in page for o in ('When to use','Settings','Result','raw pixels')) and 'class="math' in page, p
 
+def test_reference(site):
+    "Types, and what each parameter is"
+    page = re.sub('<[^>]+>', '', (site/'api'/'self_supervised.data.html').read_text())
+    assert 'folder_dls' in page and 'Share of labelled images in a training batch' in page and 'str | Path' in page.replace('|', ' | ').replace('  ', ' ')
+
 def test_every_alarm_is_explained():
     named = set(re.findall(r"Alarm\('([^']+)'", Path(alarms.__file__).read_text()))
     text = (root/'docs'/'alarms.md').read_text()
