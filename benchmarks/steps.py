@@ -61,14 +61,18 @@ def lightlys(name, path, size, bs, arch, workers):
 def ours_from(cache):
     def make(name, path, size, bs, arch, workers):
         model,cb,augs = ours[name]
-        kw = dict(cache=cache) if cache else dict(num_workers=workers)
-        dls = folder_dls(path, size=size*5//4, bs=bs, valid=.002, **kw)
+        kw,last = dict(cache=cache) if cache else dict(num_workers=workers),find_images(path)[-1]
+        dls = folder_dls(path, size=size*5//4, bs=bs, valid=lambda f: f == last, **kw)
         learn = Learner(dls, model(create_encoder(arch, pretrained=False)), cbs=[cb(augs(size)), NoValidation()], opt_func=partial(SGD, mom=.9, wd=1e-4))
         def epoch():
             with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
             return len(dls.train)
         return epoch
     return make
+
+def timed(f):
+    t = time.perf_counter(); f()
+    return time.perf_counter()-t
 
 def one(who, *args):
     f = makers(args[1])[who](*args)
@@ -99,7 +103,7 @@ def main(
             for r in range(rounds+1):
                 for k,f in fs.items():
                     t = time.perf_counter(); steps = f(); ts[k].append((time.perf_counter()-t)/steps)
-                    if k == 'encoder alone': ts[k][-1] = np.median([ts[k][-1], *[_timed(f) for _ in range(4)]])
+                    if k == 'encoder alone': ts[k][-1] = np.median([ts[k][-1], *[timed(f) for _ in range(4)]])
             del fs
             base,peer = (np.array(ts[k][1:]) for k in ('encoder alone','lightly'))
             for k,v in ts.items():
@@ -110,7 +114,3 @@ def main(
                 rows.append(row); print(' | '.join(f'{o:.3f}' if isinstance(o, float) else str(o) for o in row.values()), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out, index=False, float_format='%.4f')
-
-def _timed(f):
-    t = time.perf_counter(); f()
-    return time.perf_counter()-t

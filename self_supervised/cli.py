@@ -9,7 +9,7 @@ __all__ = ['fashion_views', 'built_in', 'methods', 'command', 'stopping', 'Plain
            'ssl_pretrain', 'ssl_evaluate', 'ssl_embed', 'train_classifier', 'ssl_finetune']
 
 # %% ../nbs/60_cli.ipynb #ca3f079a
-import argparse, ast, inspect, json, os, signal, sys, warnings
+import argparse, ast, inspect, json, os, signal, sys, threading, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import wraps
@@ -60,6 +60,9 @@ def command(f:Callable) -> Callable:
 def stopping(how:str # To go on, in words
 ):
     "Ctrl-C and SIGTERM end the process with an exit code of their own, after `Checkpoint` has written what there is"
+    if threading.current_thread() is not threading.main_thread():                       # which signals do not reach
+        yield
+        return
     code = 128+signal.SIGTERM
     def interrupted(*_):
         nonlocal code

@@ -304,9 +304,10 @@ def sinkhorn(
         q = q.sub_(top).exp_()
         columns = all_reduce(q.sum(0))
         rows = q @ (1/columns)
-        if q.device.type == 'cpu' and -all_reduce(-rows.min(), 'MAX') > 1e-30:       # no image is lost: scales are enough
+        if q.device.type == 'cpu' and n_iter < 10 and -all_reduce(-rows.min(), 'MAX') > 1e-30:   # no image is lost: scales are enough
             for _ in range(n_iter-1):
                 columns = all_reduce((1/rows) @ q)
+                columns = columns/columns.mean()
                 rows = q @ (1/columns)
             return q.div_(columns).div_(rows[:,None])
         q = (scores.float()/eps - top - columns.log()).softmax(1)        # now no prototype is: it keeps 1/(B·P)
