@@ -4,7 +4,6 @@ import importlib
 import re
 import shutil
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -15,9 +14,6 @@ from self_supervised.cli import methods
 from self_supervised.vision.all import suggest
 
 root = Path(__file__).parent.parent
-parser = ConfigParser(delimiters=['='])
-parser.read(root/'settings.ini')
-summary = parser['DEFAULT']['description']
 
 when = { # For whom each method is
     'SimCLR':      "The first to try with 256 images in a batch or more: simple, and its loss is easy to read",

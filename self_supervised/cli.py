@@ -11,7 +11,6 @@ __all__ = ['fashion_views', 'built_in', 'methods', 'command', 'stopping', 'Plain
 # %% ../nbs/60_cli.ipynb #ca3f079a
 import argparse, ast, inspect, json, os, signal, sys, threading, warnings
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from functools import wraps
 from typing import Annotated
 from fastcore.imports import IN_NOTEBOOK
@@ -126,7 +125,7 @@ def _share_or_name(valid):
     return share if 0 < share < 1 else str(valid)
 
 def _labels(labels):
-    if labels in (None,'none'): return None
+    if labels is None: return None
     if labels != 'parent' and not Path(labels).is_file():
         raise ValueError(f"labels: {labels!r} is neither 'parent', for the names of folders, nor a table that exists")
     return labels if labels == 'parent' else Path(labels)
@@ -283,7 +282,8 @@ def in_bf16(learn:Learner, precision:str, size:int, out:Path) -> bool:
     enc,dev,f,faster = get_model(learn.model).encoder,learn.dls.device,out/'training.json',False
     if not rank_distrib():
         if checkpoints(out/'checkpoints') and f.exists(): faster = json.loads(f.read_text())['bf16']
-        else: faster = bf16_gain(deepcopy(enc).to(dev), torch.rand(8, enc.spec['n_in'], size, size, device=dev)) > 1.1
+        else:
+            with no_random_change(): faster = bf16_gain(enc.to(dev), torch.rand(8, enc.spec['n_in'], size, size, device=dev)) > 1.1
     return all_objects(faster)[0] if num_distrib() > 1 else faster
 
 def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
@@ -296,11 +296,11 @@ def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
         raise ValueError(f"share: {sum(labelled)} of {len(labelled)} training images have a label, so there is nothing to mix")
     return DataLoaders(dls.train.new(cls=SharedDL, labelled=labelled, share=share), dls.valid, path=dls.path, device=dls.device)
 
-def pretraining_learner(dls, method, enc, s, size, out, **kwargs) -> Learner:
+def pretraining_learner(dls, method, enc, s, size, out, every) -> Learner:
     "A learner with the settings `s`, checkpoints, alarms and a file of the table"
     cb,model,augs = methods[method]
     own = dict(unsup_class_id=dls.vocab.o2i.get('unsup')) if 'unsup_class_id' in inspect.signature(cb).parameters else {}
-    cbs = [cb(augs(size, **s.views), **own, **s.method), Checkpoint(out/'checkpoints', **kwargs), Alarms(),
+    cbs = [cb(augs(size, **s.views), **own, **s.method), Checkpoint(out/'checkpoints', every), Alarms(),
            MetricsFile(out/'metrics.csv')]
     learn = Learner(dls, model(enc, **s.model), cbs=cbs, path=out, **s.learner)
     learn.metrics = ssl_metrics(learn)
@@ -321,10 +321,10 @@ def finish(learn:Learner, out:Path, report:bool):
             if not KNN().no_value(learn): evaluation = evaluate(learn)
         except Exception as e: warn(f"there is no evaluation in the report: {e}")
         try: learn.report(out/'report.html', evaluation=evaluation)
-        except Exception as e: report = warn(f"there is no report: {e}")
+        except Exception as e: warn(f"there is no report: {e}")
         if evaluation: print(evaluation.table().to_string())
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
-    if report: print(f"{out/'report.html'}: what happened, to open in a browser")
+    if (out/'report.html').exists(): print(f"{out/'report.html'}: what happened, to open in a browser")
 
 # %% ../nbs/60_cli.ipynb #2e036bc4
 @command
@@ -398,7 +398,7 @@ def ssl_pretrain(
               "Settings:")
         print_settings(s)
     if dry_run: return
-    learn = _shown(pretraining_learner(dls, method, enc, s, size, out, every=every))
+    learn = _shown(pretraining_learner(dls, method, enc, s, size, out, every))
     several,cpu = num_distrib() > 1,dls.device.type == 'cpu'
     with stopping("The same command goes on from here."):
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu) if several else nullcontext():
@@ -419,16 +419,16 @@ _encoders = Annotated[str, "Files of encoders, as ssl_pretrain writes them",
 _encoder = Annotated[Path, "File of an encoder, as ssl_pretrain writes it", dict(required=True, opt=True)]
 
 def _split(path, files, valid, seed):
-    "What is held out: where nothing else is asked for, what was held out when the encoders in `files` were trained on these images"
+    "What is held out: what was held out when the encoders in `files` were trained on these images, unless something else is asked for"
     here,found = path if path in built_in else str(Path(path).resolve()),[]
     for f in (Path(o).parent/'training.json' for o in files):
         asked = json.loads(f.read_text())['asked'] if f.exists() else {}
-        if asked.get('path') == here: found.append((asked['valid'],asked['seed']))
-        elif 'supcon' in asked.get('method', '') and {Path(here),Path(asked['path'])} & {*Path(here).parents, *Path(asked['path']).parents}:
-            warn(f"encoder: {f.parent} was trained with labels on {asked['path']}: images held out here may have been among them")
-    if valid is not None or not found: return valid,seed
+        there = asked.get('path', '')
+        if there == here and valid in (None,asked['valid']): found.append((asked['valid'],asked['seed']))
+        elif 'supcon' in asked.get('method', '') and any(Path(a).is_relative_to(b) for a,b in ((here,there), (there,here))):
+            warn(f"encoder: {f.parent} was trained with labels on {there}: images held out here may have been among them")
     if len({*found}) > 1: raise ValueError(f"encoder: their trainings held out different images ({found}): say by --valid which to test on")
-    return found[0]
+    return found[0] if found else (valid,seed)
 
 def _encoder_data(path, info, bs, labels, cols, n_labels, valid, seed, cache, file):
     "Labelled images of `path`, as the encoder in `file` saw its own"

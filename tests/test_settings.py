@@ -7,23 +7,13 @@ import pandas as pd
 import pytest, torch
 from fastai.vision.all import Adam, Callback, CancelFitException, Learner, noop, set_seed
 from hypothesis import given, settings, strategies as st
+from self_supervised.cli import methods
 from self_supervised.training.settings import Suggestion, heads, papers, suggest
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, digits_dls, digits_stats, digits_views
 
 # the callback, its model, its views
-METHODS = {'SimCLR':      (ssl.SimCLR, ssl.create_simclr_model, ssl.get_simclr_aug_pipelines),
-           'SupCon':      (partial(ssl.SupCon, unsup_class_id=0), ssl.create_supcon_model, ssl.get_supcon_aug_pipelines),
-           'SupConMOCO':  (partial(ssl.SupConMOCO, unsup_class_id=0), ssl.create_supcon_model, ssl.get_supcon_aug_pipelines),
-           'MOCO':        (ssl.MOCO, ssl.create_moco_model, ssl.get_moco_aug_pipelines),
-           'MOCOV3':      (ssl.MOCOV3, ssl.create_mocov3_model, ssl.get_mocov3_aug_pipelines),
-           'BYOL':        (ssl.BYOL, ssl.create_byol_model, ssl.get_byol_aug_pipelines),
-           'SimSiam':     (ssl.SimSiam, ssl.create_simsiam_model, ssl.get_simsiam_aug_pipelines),
-           'NNCLR':       (ssl.NNCLR, ssl.create_nnclr_model, ssl.get_nnclr_aug_pipelines),
-           'BarlowTwins': (ssl.BarlowTwins, ssl.create_barlow_twins_model, ssl.get_barlow_twins_aug_pipelines),
-           'VICReg':      (ssl.VICReg, ssl.create_vicreg_model, ssl.get_vicreg_aug_pipelines),
-           'SWAV':        (ssl.SWAV, ssl.create_swav_model, ssl.get_swav_aug_pipelines),
-           'DINO':        (ssl.DINO, ssl.create_dino_model, ssl.get_dino_aug_pipelines)}
+METHODS = {cb.__name__: (partial(cb, unsup_class_id=0) if cb.__name__.startswith('SupCon') else cb, model, augs) for cb,model,augs in methods.values()}
 each = pytest.mark.parametrize('name', METHODS)
 PARTS = 'about','fit','learner','method','model','views'
 n_digits = 1401
