@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo test soak chaos bench-views run docs site dist docs-check clean
+.PHONY: demo test soak chaos bench bench-views run docs site dist dist-check docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -23,6 +23,9 @@ soak: .venv/.ready
 chaos: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/test_chaos.py 300
 
+# What docs/benchmarks.md shows, in some hours; `make docs` makes its tables of the results.
+bench: bench-steps bench-losses bench-data bench-methods bench-fashion
+
 # make bench-methods runs benchmarks/methods.py, and so on.
 bench-%: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/$(subst -,_,$*).py
@@ -36,10 +39,11 @@ run: .venv/.ready
 	cd nbs && PATH=$(CURDIR)/$(BIN):$$PATH PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress python -m nbconvert --log-level ERROR --to notebook --execute --inplace $(notdir $(NB))
 	$(BIN)/nbdev-clean
 
-# After editing a notebook: the package, the README and clean notebooks.
+# After editing a notebook or measuring: the package, clean notebooks, tables and the README.
 docs: .venv/.ready
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/python docs/tables.py
 	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > README.md
 
 # The site, from notebooks, README, docs and docstrings: build/site/index.html
@@ -50,6 +54,13 @@ site: .venv/.ready
 dist: .venv/.ready
 	rm -rf dist
 	$(BIN)/python -m build -q
+
+# The wheel in an empty environment runs the README; LOWEST=1 does so with the oldest versions that are supported.
+lowest := torch==2.6.0 torchvision==0.21.0 fastai==2.8.1 timm==1.0.15 kornia==0.8.0 safetensors==0.4.5 filelock==3.12.0 xxhash==3.0.0 pyarrow==15.0.0
+dist-check: dist
+	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; $(PYTHON) -m venv $$d/env; \
+	$$d/env/bin/pip install -q "$$(ls dist/*.whl)[distributed]" $(if $(LOWEST),$(lowest)); \
+	cp README.md tests/readme.py $$d; cd $$d; env/bin/python -W ignore readme.py README.md
 
 docs-check: .venv/.ready
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -4,9 +4,10 @@ import io
 import os
 
 import pandas as pd
-from fastcore.script import call_parse
-
 import methods as M
+from fastcore.script import call_parse
+from results import record
+
 from self_supervised.vision.all import *
 
 class Fill(nn.Module):
@@ -91,14 +92,13 @@ def main(
     epochs:int=15, # Epochs of healthy trainings
     sick_epochs:int=2, # Epochs of sick ones
     only:str='', # Names, separated by semicolons; none runs all
-    workers:int=2, # Runs at the same time, a thread each
-    out:Path=Path('benchmarks/alarms') # Writes out.csv
+    workers:int=2 # Runs at the same time, a thread each
 ):
     "Print and write a row for each training: which alarms, after which epoch"
     names = only.split(';') if only else [*sick, *M.methods]
     jobs = [(n, s, sick_epochs if n in sick else epochs) for s in range(first, first+seeds) for n in names]
     df = pd.DataFrame(list(parallel(run, jobs, n_workers=workers, threadpool=False, method='spawn')))
-    df.to_csv(f'{out}.csv', index=False, float_format='%.4f')
+    record('alarms', df, ['training','seed'])
     missed,false = df[df.sick & (df.alarms == '')],df[~df.sick & (df.alarms != '')]
     print(f"\n{seeds} seeds, {os.cpu_count()} cores: {df.sick.sum()-len(missed)} of {df.sick.sum()} sick trainings raised an alarm within "
           f"{sick_epochs} epochs; {len(false)} of {(~df.sick).sum()} healthy ones did within {epochs}")

@@ -5,6 +5,7 @@ import tempfile, time, warnings
 import PIL.Image
 
 from fastcore.script import call_parse
+from results import record
 from sklearn.datasets import load_sample_images
 
 from self_supervised.vision.all import *
@@ -103,6 +104,7 @@ def main(
         base = res['lightly']
         print(f"\nCPU time from JPEG (640 × 427) to two views of {size} pixels, {n} images, one core, median of {rounds}")
         for k,v in res.items(): print(f"  {k:28} {v:6.2f} ms per image, {v/base:.2f} of lightly")
+        record('data', [dict(who=k, size=size, n=n, ms_per_image=v, of_lightly=v/base, rounds=rounds) for k,v in res.items()], ['who','size'])
         print(f"Batches of 256 from the cache at 32 pixels: {from_cache(d):,.0f} images per second on one core")
         print(f"Finding and checking 100,000 small files: {listing():.1f} s on {os.cpu_count()} cores")
         torch.set_num_threads(os.cpu_count())

@@ -4,6 +4,7 @@ import time
 
 from fastcore.script import call_parse
 from memory import peak_mb
+from results import record
 
 from self_supervised.vision.all import *
 
@@ -24,8 +25,11 @@ def knn_cost(n=60_000, m=10_000, d=512, times=5):
     for f in (product, partial(knn_predict, x, y, q))*(times+1):
         t = time.perf_counter(); f(); ts.append(time.perf_counter()-t)
     a,b = np.array(ts[2:]).reshape(-1, 2).T
+    mb = peak_mb(predict, n, m, d)[0]
+    record('evaluation_knn', [dict(n=n, m=m, d=d, knn_s=np.median(b), product_s=np.median(a), ratio=np.median(b/a), least=(b/a).min(), most=(b/a).max(), mb=mb, times=times)],
+           ['n','m','d'])
     print(f"kNN, {m:,} queries against {n:,} × {d}: {np.median(b):.2f} s, its matrix product {np.median(a):.2f} s, ratio {np.median(b/a):.2f} "
-          f"({(b/a).min():.2f} to {(b/a).max():.2f}, {times} times), {peak_mb(predict, n, m, d)[0]:,.0f} MB", flush=True)
+          f"({(b/a).min():.2f} to {(b/a).max():.2f}, {times} times), {mb:,.0f} MB", flush=True)
 
 class Clock:
     "Adds up seconds"
@@ -76,6 +80,8 @@ def epoch_cost(name, make, cb, epochs, bs=128):
     share = t.iloc[1:].drop(columns='all').div(t['all'][1:], axis=0)
     labelled = [o for o in ('knn','probe') if o in share]
     groups = {'without labels':share.drop(columns=['Alarms', *labelled]), 'kNN and probe':share[labelled], 'Alarms':share[['Alarms']]}
+    record('evaluation', [dict(method=name, figures=k, pct=100*v.sum(1).median(), least=100*v.sum(1).min(), most=100*v.sum(1).max(), epoch_s=t['all'][1:].median(), epochs=epochs-1)
+                          for k,v in groups.items()], ['method','figures'])
     print(f"{name}, {len(dls.train_ds):,} images for training, {len(dls.valid_ds):,} for validation, epochs of {t['all'][1:].median():.1f} s:",
           ', '.join(f'{k} {v.sum(1).median():.2%} ({v.sum(1).min():.2%} to {v.sum(1).max():.2%})' for k,v in groups.items()),
           f"; Alarms before the first step {t.Alarms[0]:.2f} s")

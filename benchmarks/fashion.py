@@ -8,15 +8,17 @@ import time
 import torch
 from fastcore.script import call_parse
 from lightly_methods import peers
+from results import folder as out, record
 from sklearn.model_selection import train_test_split
 
 from self_supervised.cli import fashion_views, methods
 from self_supervised.data import read_idx
 from self_supervised.vision.all import *
 
-folder,size,bs,out = Path('/usr/share/datasets/fashion-mnist'),28,256,Path('benchmarks/results')
+folder,size,bs = Path('/usr/share/datasets/fashion-mnist'),28,256
 rates = 1e-3,3e-3,1e-2
 n_labels,draws = 10,5
+labelled = 'supcon','supconmoco'
 baselines = 'raw pixels','untrained encoder','labels alone'
 
 # widths as on the digits, alike for both libraries; momentum and queue for a few hundred steps
@@ -24,14 +26,17 @@ model_args = {'simclr': dict(hidden_size=512), 'supcon': dict(hidden_size=512), 
               'mocov3': dict(hidden_size=512, projection_size=256), 'byol': dict(hidden_size=512, projection_size=256),
               'simsiam': dict(hidden_size=512, projection_size=512, pred_size=128), 'nnclr': dict(hidden_size=512, projection_size=256, pred_size=512),
               'barlowtwins': dict(hidden_size=512, projection_size=512), 'vicreg': dict(hidden_size=512, projection_size=512),
-              'swav': dict(hidden_size=512, n_protos=256), 'dino': dict(hidden_size=512, bottleneck_size=128, n_out=1024, bn=True)}
+              'swav': dict(hidden_size=512, n_protos=256), 'dino': dict(hidden_size=512, bottleneck_size=128, n_out=1024, bn=True),
+              'lejepa': dict(hidden_size=512, projection_size=64)}
 method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2), 'supconmoco': dict(temp=.2, K=2048, m=.99), 'moco': dict(temp=.2, K=2048, m=.99),
                'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048), 'barlowtwins': dict(lmb=.015), 'swav': dict(K=0),
                'dino': dict(tmom_start=.97)}
-peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=.97),
-             'SWAV': dict(hidden=512, n_protos=256), 'VICReg': dict(hidden=512, out=512)}
+peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)),
+             'SimSiam': dict(hidden=512, out=512, pred=128), 'NNCLR': dict(hidden=512, pred=512, temp=.2, K=2048),
+             'BarlowTwins': dict(hidden=512, out=512, lmb=.015), 'VICReg': dict(hidden=512, out=512), 'SWAV': dict(hidden=512, n_protos=256),
+             'DINO': dict(hidden=512, bottleneck=128, out=1024, bn=True, m=(.97,1.), frozen=1/4)}
 
-def encoder(): return create_encoder('resnet10t', pretrained=False, n_in=1, channels=(64,128,256,256))
+def encoder(): return create_encoder('resnet10t', pretrained=False, n_in=1, channels=(32,64,128,256))
 
 def images():
     "10,000 training images, alike in classes, and the test images: (x, y) of each"
@@ -60,7 +65,8 @@ class Peer(Callback):
     def __init__(self, augs): self.augs = augs
     def before_batch(self):
         with torch.no_grad(): self.learn.xb = (make_views(self.augs, self.x),)
-        self.learn.yb = ()
+        self.learn.yb,self.learn.model.peer.pct = (),self.pct_train
+    def before_step(self): self.learn.model.peer.before_step()
 
 class PeerModel(nn.Module):
     def __init__(self, peer): super().__init__(); self.peer = peer
@@ -69,10 +75,10 @@ class PeerModel(nn.Module):
 def pretrained(name, lib, x, y, lr, epochs, seed):
     "An encoder that was trained on `x`"
     set_seed(seed)
-    enc,few = encoder(),torch.from_numpy(few_labels(y, n_labels, seed)) if name in ('supcon','supconmoco') else None
+    enc,few = encoder(),torch.from_numpy(few_labels(y, n_labels, seed)) if name in labelled else None
     dls = loaders(x, y, few)
     cb,make,augs = methods[name]
-    augs = augs(size, **{**fashion_views, **(dict(n_small=0) if name in ('swav','dino') else {})})
+    augs = augs(size, **{**fashion_views, **(dict(n_small=0) if name in ('swav','dino','lejepa') else {})})
     if lib == 'ours':
         args = {**method_args.get(name, {}), **(dict(unsup_class_id=10) if few is not None else {})}
         learn = Learner(dls, make(enc, **model_args[name]), cbs=[cb(augs, **args), NoValidation()])
@@ -100,56 +106,62 @@ def features(enc, x):
     stats = tensor(fashion_views['stats'])[:,:,None,None,None]
     with torch.no_grad(): return torch.cat([enc.eval()((o-stats[0])/stats[1]) for o in x.split(500)])
 
-def accuracies(f, train, test, seed):
-    "kNN and linear probe, with few labels (mean of draws) and with all"
+def accuracies(f, train, test, seed, draws=draws, brief=False):
+    "kNN and linear probe, with few labels (mean of draws, of which the first is that of training) and with all"
     (x,y),(t,u) = train,test
     x,t = f(x),f(t)
     masks = [torch.from_numpy(few_labels(y, n_labels, seed+1000*i)) for i in range(draws)]
+    res = dict(knn_few=np.mean([knn_accuracy(x[m], y[m], t, u) for m in masks]))
+    if brief: return res
     C = choose_C(x, y, (.001,.01,.1), seed)
-    return dict(knn_few=np.mean([knn_accuracy(x[m], y[m], t, u) for m in masks]), probe_few=np.mean([linear_probe(x[m], y[m], t, u, .1) for m in masks]),
-                knn_all=knn_accuracy(x, y, t, u), probe_all=linear_probe(x, y, t, u, C))
+    return dict(**res, probe_few=np.mean([linear_probe(x[m], y[m], t, u, .1) for m in masks]), knn_all=knn_accuracy(x, y, t, u), probe_all=linear_probe(x, y, t, u, C))
 
-def one(name, lib, lr, epochs, seed, train, test):
+def one(name, lib, lr, epochs, seed, train, test, brief):
     few = torch.from_numpy(few_labels(train[1], n_labels, seed))
     if name == 'raw pixels': return accuracies(lambda x: x.flatten(1), train, test, seed)
     if name == 'untrained encoder': set_seed(seed); return accuracies(partial(features, encoder()), train, test, seed)
     if name == 'labels alone':
         model = supervised(*train, few, lr, epochs, seed)
         return dict(knn_few=(features(model, test[0]).argmax(1) == test[1]).float().mean().item())
-    return accuracies(partial(features, pretrained(name, lib, *train, lr, epochs, seed)), train, test, seed)
+    return accuracies(partial(features, pretrained(name, lib, *train, lr, epochs, seed)), train, test, seed, 1 if name in labelled else draws, brief)
 
-def rows_of(file): return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=['method','lib','lr','epochs','seed'])
+def rows_of(name): return pd.read_csv(out/f'{name}.csv') if (out/f'{name}.csv').exists() else pd.DataFrame(columns=['method','lib','lr','epochs','seed'])
 
-def work(file, todo, epochs, train, test):
-    "Compute what is not in `file`, a row at a time"
-    for name,lib,lr,seed in todo:
-        df = rows_of(file)
-        if ((df.method == name) & (df.lib == lib) & (df.lr == lr) & (df.seed == seed) & (df.epochs == epochs)).any(): continue
-        t = time.perf_counter()
-        row = dict(method=name, lib=lib, lr=lr, epochs=epochs, seed=seed, **one(name, lib, lr, epochs, seed, train, test))
-        row.update(minutes=(time.perf_counter()-t)/60, cores=os.cpu_count(), torch=torch.__version__)
-        pd.concat([df, pd.DataFrame([row])]).to_csv(file, index=False, float_format='%.5g')
-        print(' | '.join(f'{o:.4g}' if isinstance(o, float) else str(o) for o in row.values()), flush=True)
+def one_row(todo, file, epochs, train, test, threads):
+    "Compute and write a row, if it is not there"
+    torch.set_num_threads(threads)
+    name,lib,lr,seed = todo
+    df = rows_of(file)
+    if ((df.method == name) & (df.lib == lib) & (df.lr == lr) & (df.seed == seed) & (df.epochs == epochs)).any(): return
+    t = time.perf_counter()
+    row = dict(method=name, lib=lib, lr=lr, epochs=epochs, seed=seed, **one(name, lib, lr, epochs, seed, train, test, brief=file == 'fashion_search'))
+    record(file, [dict(**row, minutes=(time.perf_counter()-t)/60)], ['method','lib','lr','epochs','seed'], '%.5g')
+    print(' | '.join(f'{o:.4g}' if isinstance(o, float) else str(o) for o in row.values()), flush=True)
+
+def work(file, todo, epochs, train, test, workers):
+    "Two at a time use both cores better than one with two threads"
+    parallel(one_row, todo, file=file, epochs=epochs, train=train, test=test, threads=max(os.cpu_count()//max(workers, 1), 1), n_workers=workers, threadpool=False,
+             method='spawn', progress=False)
 
 @call_parse
 def main(
     seeds:int=5, # Runs of each with the chosen rate
-    epochs:int=6, # Epochs of 39 steps
-    only:str='' # One method
+    epochs:int=4, # Epochs of 39 steps
+    only:str='', # One method
+    workers:int=2 # Runs at the same time, each with its share of the cores
 ):
     "Search, then run; writes fashion_search.csv and fashion.csv"
-    out.mkdir(parents=True, exist_ok=True)
     train,test = images()
     fit,held = (torch.from_numpy(o) for o in train_test_split(np.arange(len(train[1])), test_size=.2, random_state=0, stratify=train[1]))
     split = [(train[0][o],train[1][o]) for o in (fit,held)]
     who = [(k,'ours') for k in methods] + [(k,'lightly') for k,o in methods.items() if o[0].__name__ in peers] + [('labels alone','ours')]
     who = [o for o in who if only in ('', o[0])]
-    work(out/'fashion_search.csv', [(*o, lr, 100) for o in who for lr in rates], epochs, *split)
-    found = rows_of(out/'fashion_search.csv')
+    work('fashion_search', [(*o, lr, 100) for o in who for lr in rates], epochs, *split, workers)
+    found = rows_of('fashion_search')
     best = {k:g.loc[g.knn_few.idxmax(), 'lr'] for k,g in found[found.epochs == epochs].groupby(['method','lib'])}
     todo = [(*o, best[o], seed) for seed in range(seeds) for o in who]
     todo += [(o, 'ours', 0., seed) for seed in range(seeds) for o in baselines[:2]]
-    work(out/'fashion.csv', todo, epochs, train, test)
-    df = rows_of(out/'fashion.csv')
+    work('fashion', todo, epochs, train, test, workers)
+    df = rows_of('fashion')
     g = df[df.epochs == epochs].groupby(['method','lib'])[['knn_few','probe_few','knn_all','probe_all']]
     print(g.mean().join(g.std(), rsuffix=' std').round(3).sort_values('knn_few').to_string())

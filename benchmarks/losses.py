@@ -2,11 +2,11 @@
 import os
 import time
 
-import pandas as pd
 from fastcore.script import bool_arg, call_parse
-from memory import peak_mb
 from lightly import loss as lightly
+from memory import peak_mb
 from pytorch_metric_learning import losses as metric_learning
+from results import record
 
 from self_supervised.vision.all import *
 
@@ -38,7 +38,7 @@ def lightly_dino(n, d):
     peer = lightly.DINOLoss(d)
     return both(lambda a,b: peer([a.detach(), b.detach()], [a, b], epoch=100))
 
-def our_dino(n, d): return lambda z: dino(z, z.detach(), torch.zeros(d), .1, .07)
+def our_dino(n, d): return lambda z: dino(z, z.detach(), torch.zeros(d), .1, .04)
 
 # loss: widths, ours, peers by name; each of the number of embeddings and their width
 losses = {
@@ -98,17 +98,15 @@ def main(
     most:float=2**28, # Leave out what has more numbers than this in its embeddings, or in the n×n matrix of a peer that builds it
     memory:bool_arg=True, # Peak memory too, each in a process of its own
     only:str='', # One loss
-    out:Path=Path('benchmarks/losses.csv')
+    widths:str='', # Only these widths of the embeddings
+    sizes:str='512,2048,8192' # Numbers of embeddings
 ):
     "Print and write seconds, megabytes and ratios of every loss and peer; `n` counts embeddings, two for an image"
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    rows = []
-    for name,(widths,_,_) in losses.items():
+    wanted = [int(o) for o in widths.split(',') if o]
+    for name,(all_widths,_,_) in losses.items():
         if only and name != only: continue
-        for d in widths:
-            for n in (512, 2048, 8192):
-                if n*max(d, n if d < 1024 else 0) <= most: rows += compare(name, n, d, times, memory)
-    if only and out.exists():                                        # beside the others
-        old = pd.read_csv(out)
-        rows = old[old.loss != only].to_dict('records') + rows
-    pd.DataFrame(rows).to_csv(out, index=False, float_format='%.4g')
+        for d in wanted or all_widths:
+            for n in map(int, sizes.split(',')):
+                if n*max(d, n if d < 1024 else 0) > most: continue
+                if rows := list(compare(name, n, d, times, memory)): record('losses', rows, ['loss','peer','n','d'])

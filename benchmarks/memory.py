@@ -1,4 +1,5 @@
 "Peak memory of a call, in a process of its own (Linux)."
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from torch.multiprocessing import get_context
 
@@ -12,5 +13,5 @@ def _peak(setup, args):
     return (_status('VmHWM')-before)/1024,res
 
 def peak_mb(setup, *args) -> tuple: # MB, and what the call gave
-    "`setup(*args)` gives a function; the memory that calling it adds at its peak"
-    with get_context('spawn').Pool(1) as pool: return pool.apply(_peak, (setup, args))
+    "`setup(*args)` gives a function; the memory that calling it adds at its peak, without that of its own processes"
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_peak, setup, args).result()

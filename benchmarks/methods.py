@@ -4,6 +4,7 @@ import time
 
 import pandas as pd
 from fastcore.script import call_parse
+from results import record
 
 from self_supervised.vision.all import *
 
@@ -120,19 +121,17 @@ def main(
     epochs:int=15, # Epochs per run
     bs:int=64, # Batch size
     only:str='', # Names of methods, separated by commas; none runs all
-    workers:int=2, # Runs at the same time, a thread each
-    out:Path=Path('benchmarks/methods') # Writes out.csv and out_cost.csv
+    workers:int=2 # Runs at the same time, a thread each
 ):
     "Print a row per run, then a row per method; write both"
-    out,names = Path(out),only.split(',') if only else [*baselines, *methods]
-    out.parent.mkdir(exist_ok=True, parents=True)
+    names = only.split(',') if only else [*baselines, *methods]
     torch.set_num_threads(1)
     rows = parallel(run, [(n,s,bs,epochs) for s in range(seeds) for n in names], n_workers=workers, threadpool=False, method='spawn')
     df = pd.DataFrame(list(rows))
-    df.to_csv(f'{out}.csv', index=False, float_format='%.4f')
+    record('methods', df, ['method','seed'])
     torch.set_num_threads(os.cpu_count())
     costs = cost([n for n in names if n in methods], bs)
-    costs.to_csv(f'{out}_cost.csv', index=False, float_format='%.1f')
+    record('methods_cost', costs, ['method'])
     g = df.groupby('method', sort=False)
     print(f"\n{n_labels} labels per class, {seeds} seeds, {epochs} epochs, batch {bs}, {os.cpu_count()} cores")
     table = pd.DataFrame({'accuracy':g.accuracy.mean(), '95 %':g.accuracy.agg(interval), 'least spread':g.spread.min()})

@@ -2,6 +2,7 @@
 import tempfile
 
 from fastcore.script import call_parse
+from results import record
 
 from self_supervised.vision.all import *
 
@@ -52,13 +53,12 @@ def one(args):
 def main(
     seeds:int=5, # Runs, each with its own tiles, labels and initialisation
     epochs:int=12, # Epochs of pretraining
-    workers:int=2, # Runs at the same time, a thread each
-    out:Path=Path('benchmarks/photos.csv') # Where to
+    workers:int=2 # Runs at the same time, a thread each
 ):
     "Print accuracies on the held-out tiles, mean and standard deviation, and write all of them"
     with tempfile.TemporaryDirectory() as d:
         rows = parallel(one, [(Path(d),s,epochs) for s in range(seeds)], n_workers=workers, method='spawn')
+    record('photos', list(rows), ['seed'])
     df = pd.DataFrame(list(rows)).set_index('seed')
-    df.to_csv(out, float_format='%.4f')
     print(f"\n{n_labels} labels per class, {seeds} seeds, {os.cpu_count()} cores")
     print(df.T.assign(mean=df.mean(), std=df.std()).round(3).to_string())

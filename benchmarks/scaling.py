@@ -1,11 +1,12 @@
 """What a process computes and sends in a step of each method, counted; NT-Xent's time and memory, and DDP's overhead, measured.
-Fills in the tables of docs/scaling.md and draws its picture."""
+Writes scaling_*.csv, of which `make docs` makes the tables of docs/scaling.md, and draws its picture."""
 import os
 import time
 from contextlib import nullcontext
 import matplotlib.pyplot as plt
 from fastcore.script import call_parse
 from memory import peak_mb
+from results import record
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,22 +14,12 @@ from self_supervised import collectives
 from self_supervised.training.distributed import launch
 from self_supervised.vision.all import *
 
-page = Path(__file__).parent.parent/'docs'/'scaling.md'
+pictures = Path(__file__).parent.parent/'docs'/'images'
 
 class Flat(nn.Module):
     "In place of an encoder, for the widths of the heads"
     nf = 2048
     def forward(self, x): return x.new_zeros(len(x), self.nf)
-
-def put(name:str, text:str):
-    "Write `text` into the page, between the comments that name it"
-    a,b = f'<!-- {name} -->\n',f'\n<!-- /{name} -->'
-    s = page.read_text()
-    page.write_text(s[:s.index(a)+len(a)]+text+s[s.index(b):])
-    print(text, flush=True)
-
-def table(head:list, rows:list) -> str:
-    return '\n'.join('| '+' | '.join(map(str, o))+' |' for o in (head, ['---']*len(head), *rows))
 
 # counted: work on tensors without content, bytes in a step of the first of W processes whose collectives only copy
 
@@ -102,10 +93,8 @@ def count(bs:int, encoder:str, worlds:tuple):
         model = model_f(Flat())
         d,params = projection_size(model),n+sum(p.numel() for p in model.parameters())
         data[name] = [(w, received(name, w, bs), flops(partial(loss, w*bs, bs, d))/1e12 if loss else 0., 4*params/1e6) for w in worlds]
-        rows.append([name, f'{4*params/1e6:.0f}', *[f'{mb:,.1f} · {tf:,.2f}' for _,mb,tf,_ in data[name]]])
-    head = ['method','gradients summed by DDP, MB',*[f'{w:,} GPUs, {w*bs:,} images' for w in worlds]]
-    put('counted', f"{encoder}, {bs} images per process, two views of 224 pixels. The encoder takes {work:.1f} TFLOP per step and process, forward and backward; "
-        "a teacher adds its\nforward pass, a third of that. Each cell: what a process receives for the loss in MB · what it computes for the loss in TFLOP.\n\n"+table(head, rows))
+        rows += [dict(method=name, encoder=encoder, bs=bs, encoder_tflop=work, gradients_mb=g, processes=w, received_mb=mb, loss_tflop=tf) for w,mb,tf,g in data[name]]
+    record('scaling_counted', rows, ['method','encoder','bs','processes'])
     draw(data, work, worlds)
 
 def draw(data:dict, work:float, worlds:tuple, tflops:float=312*.3, inside:float=300., between:float=25.):
@@ -121,8 +110,7 @@ def draw(data:dict, work:float, worlds:tuple, tflops:float=312*.3, inside:float=
     axs[0].invert_yaxis()
     fig.legend(*axs[0].get_legend_handles_labels(), ncol=4, loc='lower center', fontsize=8, frameon=False)
     fig.tight_layout(rect=(0,.07,1,1))
-    (page.parent/'images').mkdir(exist_ok=True)
-    fig.savefig(page.parent/'images'/'scaling.png', dpi=90)
+    fig.savefig(pictures/'scaling.png', dpi=90)
 
 # measured: a process's part of NT-Xent, with everybody's embeddings there already
 
@@ -145,9 +133,8 @@ def measure(sizes=(1024,4096,16_384,65_536), worlds=(1,2,8,64), times=3):
             f = share(n, W)
             s = first if first > 20 else np.median([f() for _ in range(times+1)][1:])
             if W == 1: whole = s,mb
-            rows.append([f'{n:,}', W, f'{s:.4f}', f'{s/whole[0]:.3f}', f'{mb:.0f}', f'{mb/whole[1]:.2f}'])
-    put('measured', f"{os.cpu_count()} cores, torch {torch.__version__}; medians of {times} steps, those of more than 20 seconds timed once\n\n"
-        + table(['embeddings','processes','seconds','of the whole','MB','of the whole'], rows))
+            rows.append(dict(n=n, processes=W, seconds=s, time_share=s/whole[0], mb=mb, mb_share=mb/whole[1], times=1 if first > 20 else times))
+    record('scaling_share', rows, ['n','processes'])
 
 # measured: a step without and with DDP, side by side on the same cores
 
@@ -180,9 +167,8 @@ def overhead():
     rows = []
     for n in (1,2):
         W,a,b = launch(__file__, '--what', 'steps', n=n, OMP_NUM_THREADS=str(os.cpu_count()//n)).split('|')
-        rows.append([n, f'{float(a):.3f}', f'{float(b):.3f}', f'{100*(float(b)/float(a)-1):+.1f} %'])
-    put('ddp', f"{os.cpu_count()} cores, torch {torch.__version__}; medians of two epochs of each kind\n\n"
-        + table(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
+        rows.append(dict(processes=n, alone_s=float(a), ddp_s=float(b), more_pct=100*(float(b)/float(a)-1)))
+    record('scaling_ddp', rows, ['processes'])
 
 @call_parse
 def main(
@@ -190,6 +176,6 @@ def main(
     bs:int=64, # Images per process
     encoder:str='resnet50' # Its gradients are summed by DDP
 ):
-    "Fill in docs/scaling.md"
+    "Count and measure"
     if what == 'steps': return steps()
     for o in what.split(','): count(bs, encoder, (8,64,1024)) if o == 'count' else globals()[o]()

@@ -3,6 +3,7 @@ import time
 
 import pandas as pd
 from fastcore.script import call_parse
+from results import record
 from skimage import data, exposure
 from skimage.feature import multiscale_basic_features
 from skimage.filters import threshold_multiotsu
@@ -92,15 +93,14 @@ def main(
     seeds:int=5, # Runs, each with crops, masks and held-out mosaics of its own
     n:int=4, # Mosaics with a mask
     pre_epochs:int=20, # Epochs of SimCLR, of 10 steps each
-    epochs:int=5, # Epochs of the U-Nets, of 16 steps each
-    out:Path=Path('benchmarks/segmentation.csv') # Where the rows go
+    epochs:int=5 # Epochs of the U-Nets, of 16 steps each
 ):
     "Print a row per method; write one per method and seed"
     start,rows = time.process_time(),[]
     for seed in range(seeds):
         rows += one_seed(seed, n, pre_epochs, epochs)
         print(', '.join(f"{o['method']} {o['dice']:.3f}" for o in rows[-4:]), flush=True)
+    record('segmentation', rows, ['method','seed','masks'])
     df = pd.DataFrame(rows)
-    df.to_csv(out, index=False, float_format='%.4f')
     print(f"\nDice, {seeds} seeds, {n} masks, {(time.process_time()-start)/60:.1f} minutes of one core, torch {torch.__version__}")
     print(df.groupby('method', sort=False).dice.agg(['mean','std']).round(3).to_string())

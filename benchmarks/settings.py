@@ -1,18 +1,17 @@
-"Do the settings that `suggest` gives for the digits do better than a learning rate ten times smaller or larger?"
+"Do the settings that `suggest` gives for the digits do better than a learning rate ten times smaller or larger? With `--others`, other temperatures and momenta."
 import os
 import time
 
-import pandas as pd
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
+from results import record
 
+from self_supervised.cli import methods
 from self_supervised.training.settings import suggest
 from self_supervised.vision.all import *
 
 size = 16
-methods = {'SimCLR': (SimCLR, create_simclr_model, get_simclr_aug_pipelines), 'MOCO': (MOCO, create_moco_model, get_moco_aug_pipelines),
-           'BYOL': (BYOL, create_byol_model, get_byol_aug_pipelines),
-           'BarlowTwins': (BarlowTwins, create_barlow_twins_model, partial(get_barlow_twins_aug_pipelines, solarize=False)),
-           'SWAV': (SWAV, create_swav_model, get_swav_aug_pipelines)}
+names = 'simclr','moco','byol','barlowtwins','swav'
+trials = ('simclr', 'temp', (.1,.2,.5)), ('byol', 'm', (.9,.96,.99)), ('moco', 'm', (.9,.96,.99))
 
 def encoder(): return create_encoder("resnet10t", pretrained=False, n_in=1, channels=(32,64,128,128))
 
@@ -28,17 +27,26 @@ class NoValidation(Callback):
     order = -50
     def before_validate(self): raise CancelValidException
 
-def run(name, seed, bs, epochs, factor):
-    "Train with the suggested settings, the learning rate times `factor`"
+def run(name, seed, bs, epochs, factor=1., **changed):
+    "Train with the suggested settings, but for what is `changed` and the learning rate times `factor`"
     cb,model,augs = methods[name]
     set_seed(seed)
     dls = digits_dls(bs=bs, seed=seed)
     s = suggest(cb, len(dls.train_ds), bs, size, epochs)
-    learn = Learner(dls, model(encoder(), **s.model), cbs=[cb(augs(size, **{**s.views, **digits_views}), **s.method), NoValidation()],
+    views = {**s.views, **digits_views, **(dict(solarize=False) if name == 'barlowtwins' else {})}
+    learn = Learner(dls, model(encoder(), **s.model), cbs=[cb(augs(size, **views), **{**s.method, **changed}), NoValidation()],
                     loss_func=noop, **s.learner)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(**{**s.fit, 'lr_max':s.fit.lr_max*factor})
     knn = few_label_knn(get_features(learn, 0), get_features(learn, 1), seed)
-    return dict(method=name, seed=seed, factor=factor, lr=s.fit.lr_max*factor, steps=s.about.steps, knn=knn)
+    return dict(method=cb.__name__, seed=seed, factor=factor, lr=s.fit.lr_max*factor, steps=s.about.steps, knn=knn)
+
+def try_others(seeds, bs, epochs):
+    "Write the accuracy with other temperatures and momenta"
+    for seed in range(seeds):
+        for name,setting,values in trials:
+            rows = [{**run(name, seed, bs, epochs, **{setting:v}), 'setting':setting, 'value':v, 'epochs':epochs} for v in values]
+            record('settings_trials', rows, ['method','setting','value','seed'])
+            for o in rows: print(o, flush=True)
 
 def baselines(seed, bs):
     "Raw pixels, and the encoder before training"
@@ -53,17 +61,18 @@ def main(
     seeds:int=2, # Runs for each method and rate, each with its own split, initialisation and draws of labels
     epochs:int=8, # Epochs
     bs:int=64, # Batch size
-    out:Path=Path('benchmarks/settings.csv') # Where to write a row for each run
+    others:store_true=False # Other temperatures and momenta
 ):
     "Print and write the kNN accuracy for the suggested learning rate, a tenth of it, and ten times it"
+    if others: return try_others(seeds, bs, epochs)
     start,rows = time.time(),[]
     for seed in range(seeds):
         rows += baselines(seed, bs)
-        for name in methods:
+        for name in names:
             for factor in (.1,1.,10.):
                 rows.append(run(name, seed, bs, epochs, factor)); print(rows[-1], flush=True)
     df = pd.DataFrame(rows)
-    df.to_csv(out, index=False, float_format='%.4f')
+    record('settings', rows, ['method','seed','factor'])
     df['factor'] = df.factor.fillna(1)
     print(f"\n{seeds} seeds, {epochs} epochs, batch {bs}, {os.cpu_count()} cores, {(time.time()-start)/60:.1f} minutes")
     print(df.groupby(['method','factor'], sort=False).knn.agg(mean='mean', std=lambda o: o.std(ddof=0)).round(3).to_string())

@@ -1,5 +1,5 @@
 """What a step costs besides the encoder: five methods, this library's and lightly's own training loop, with the same encoder, batch, images and workers.
-JPEG files of 128 pixels to views of 64; epochs in turn, so that a noisy machine is noisy for all."""
+JPEG files of 128 pixels to views of 64; epochs in turn, of which the fastest counts: other work on a machine only adds."""
 import os
 import tempfile
 import time
@@ -9,6 +9,7 @@ from fastcore.script import call_parse
 from lightly.data import LightlyDataset
 from lightly_methods import peers
 from memory import peak_mb
+from results import record
 
 from self_supervised.vision.all import *
 
@@ -75,9 +76,8 @@ def timed(f):
     return time.perf_counter()-t
 
 def one(who, *args):
-    f = makers(args[1])[who](*args)
-    f()
-    return f
+    "An epoch with all that it is made of, for `peak_mb`"
+    return lambda: makers(args[1])[who](*args)()
 
 def makers(path):
     return {'encoder alone':floor, 'lightly':lightlys, 'ours, from files':ours_from(None), 'ours, decoded once':ours_from(Path(path).parent/'decoded')}
@@ -88,15 +88,15 @@ def main(
     n:int=40, # Images of each of 16 classes
     size:int=64, bs:int=64, # Views and batch
     arch:str='resnet18', # Encoder
-    memory:bool_arg=True, # Peak memory too, each in a process of its own
-    out:Path=Path('benchmarks/results/steps.csv')
+    only:str='', # One method
+    memory:bool_arg=True # Peak memory too, each in a process of its own
 ):
     "Write seconds and MB of a step, and how much of lightly's time besides the encoder ours takes"
-    rows,workers = [],os.cpu_count()
+    workers = os.cpu_count()
     with tempfile.TemporaryDirectory() as d:
         path = sample_photos(Path(d)/'photos', n=n)
         (path/'valid').rename(Path(d)/'left out')
-        for name in ours:
+        for name in [only] if only else ours:
             set_seed(0)
             args = name,path,size,bs,arch,workers
             fs,ts = {k:make(*args) for k,make in makers(path).items()},{k:[] for k in makers(path)}
@@ -105,12 +105,10 @@ def main(
                     t = time.perf_counter(); steps = f(); ts[k].append((time.perf_counter()-t)/steps)
                     if k == 'encoder alone': ts[k][-1] = np.median([ts[k][-1], *[timed(f) for _ in range(4)]])
             del fs
-            base,peer = (np.array(ts[k][1:]) for k in ('encoder alone','lightly'))
+            (base,peer),rows = (min(ts[k][1:]) for k in ('encoder alone','lightly')),[]
             for k,v in ts.items():
                 v = np.array(v[1:])
-                share = (v-base)/(peer-base)
-                row = dict(method=name, who=k, seconds=np.median(v), least=v.min(), most=v.max(), share=np.median(share), share_least=share.min(), share_most=share.max(),
-                           mb=peak_mb(one, k, *args)[0] if memory else None, cores=os.cpu_count(), torch=torch.__version__)
+                row = dict(method=name, who=k, least=v.min(), median=np.median(v), most=v.max(), share=(v.min()-base)/(peer-base),
+                           mb=peak_mb(one, k, *args)[0] if memory else None, rounds=rounds)
                 rows.append(row); print(' | '.join(f'{o:.3f}' if isinstance(o, float) else str(o) for o in row.values()), flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(out, index=False, float_format='%.4f')
+            record('steps', rows, ['method','who'])

@@ -1,15 +1,14 @@
-"What precision, chunks, blocks, checkpoints and DDP cost on this machine."
+"What precision, chunks, blocks and checkpoints cost on this machine."
 import os
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 
 from fastcore.script import call_parse
 from memory import peak_mb
+from results import record
 
 from self_supervised import losses
-from self_supervised.training.distributed import *
 from self_supervised.vision.all import *
 
 def timed(f, n=5):
@@ -35,6 +34,7 @@ def precision(seeds=3, epochs=4):
     for arch,size,bs in (('resnet10t',32,256), ('resnet18',64,128), ('resnet50',224,32)):
         a,b = (timed(step(arch, size, bs, o), 3) for o in (False,True))
         print(f"{arch}, {bs} images of {size} pixels, forward and backward: fp32 {a:.2f} s, bf16 channels_last {b:.2f} s, {a/b:.2f} times faster", flush=True)
+        record('precision', [dict(arch=arch, size=size, bs=bs, fp32_s=a, bf16_s=b, ratio=a/b)], ['arch','size','bs','cpu'])
         if a < b/4: return print('bfloat16 is emulated here; the rest would take hours')
     for name in ('fp32','bf16'):
         res = []
@@ -45,6 +45,7 @@ def precision(seeds=3, epochs=4):
             with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
             res.append(learn.final_record[-1])
         print(f"kNN of SimCLR on the digits at 32 pixels, {epochs} epochs, {name}: {np.mean(res):.4f} ± {np.std(res):.4f} over {seeds} seeds", flush=True)
+        record('precision_knn', [dict(precision=name, epochs=epochs, seeds=seeds, knn=np.mean(res), std=np.std(res))], ['precision','epochs','cpu'])
 
 # chunks
 
@@ -64,6 +65,7 @@ def chunked(n, size):
 def chunks(n=1024, size=64):
     (mb0,(t0,g0)),(mb1,(t1,g1)) = peak_mb(chunked, n, None),peak_mb(chunked, n, size)
     print(f"SimCLR, {n} images in chunks of {size}: memory {mb0:.0f} MB -> {mb1:.0f} MB ({mb1/mb0:.2f}), time {t0:.1f} s -> {t1:.1f} s ({t1/t0:.2f}), gradients differ by {abs(g0-g1).max():.1e} of {abs(g0).max():.1e}", flush=True)
+    record('chunks', [dict(n=n, size=size, whole_s=t0, chunks_s=t1, whole_mb=mb0, chunks_mb=mb1, gradients_differ=abs(g0-g1).max()/abs(g0).max())], ['n','size'])
 
 # blocks
 
@@ -79,13 +81,10 @@ def blocks():
     print('NT-Xent of N views of 128 dimensions, forward and backward: plain, and in blocks')
     for n in (512,1024,2048,4096,8192,16384):
         (m0,(t0,l0,g0)),(m1,(t1,l1,g1)) = peak_mb(loss_step, n, 2**62),peak_mb(loss_step, n, losses._held)
+        record('blocks', [dict(n=n, plain_s=t0, plain_mb=m0, blocks_s=t1, blocks_mb=m1, losses_differ=abs(l0-l1), gradients_differ=abs(g0-g1).max()/abs(g0).max())], ['n'])
         print(f"{n:6}: {t0:6.2f} s {m0:6.0f} MB, {t1:6.2f} s {m1:6.0f} MB; losses differ by {abs(l0-l1):.0e}, gradients by {abs(g0-g1).max():.0e} of {abs(g0).max():.0e}", flush=True)
 
 # overheads
-
-def learner(*cbs, dls=None):
-    set_seed(0)
-    return Learner(dls or digits_dls(bs=256), create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1, channels=(64,128,256,256))), cbs=[SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5), *cbs])
 
 class TimedCheckpoint(Checkpoint):
     "Seconds that training waits for its events, and that the thread which writes computes"
@@ -113,20 +112,10 @@ def checkpoint(epochs=5):
     a,b = cb.waited/epochs,sum(written)/epochs
     print(f"epochs of {t:.1f} s with {len(written)/epochs:g} checkpoints of {mb:.0f} MB each: training waits {a:.3f} s, the thread that writes computes {b:.3f} s, "
           f"hash included; together {100*(a+b)/t:.2f} % of the epoch", flush=True)
-
-def ddp(runs=5):
-    os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost', MASTER_PORT='29511')
-    ts = {'plain':[], 'ddp':[]}
-    for i in range(runs+1):
-        for k in ts:
-            learn = learner()
-            with learn.no_logging(), learn.no_bar(), learn.distrib_ctx(sync_bn=False, cpu=True) if k == 'ddp' else nullcontext():
-                t = time.perf_counter(); learn.fit(2, 1e-3); ts[k].append(time.perf_counter()-t)
-    a,b = (np.median(ts[k][1:]) for k in ts)
-    print(f"2 epochs of the demo's SimCLR: {a:.2f} s plain, {b:.2f} s with DDP on one process, {100*(b/a-1):+.1f} %", flush=True)
+    record('checkpoint', [dict(epoch_s=t, mb=mb, waits_s=a, thread_s=b, per_epoch=len(written)/epochs, pct=100*(a+b)/t)], ['per_epoch'])
 
 @call_parse
-def main(what:str='precision,chunks,blocks,checkpoint,ddp' # Which of them
+def main(what:str='precision,chunks,blocks,checkpoint' # Which of them
 ):
     "Print times and memory"
     print(f"{os.cpu_count()} cores, torch {torch.__version__}")

@@ -1,4 +1,4 @@
-"Views a second with the recipe of SimCLR: this library, kornia, torchvision v2 and lightly, on the same images."
+"Views per second with the recipe of SimCLR: this library, kornia, torchvision v2 and lightly, on the same images."
 import os
 import time
 
@@ -7,6 +7,7 @@ import torchvision.transforms.v2 as T
 from fastcore.script import call_parse
 from lightly.transforms import SimCLRTransform
 from memory import peak_mb
+from results import record
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -43,7 +44,7 @@ class PILs(torch.utils.data.Dataset):
     def __getitem__(self, i): return self.tfm(self.ims[i % len(self.ims)])
 
 def lightly_rate(x, size):
-    "Two loader workers that live on; views a second once they run"
+    "Two loader workers that live on; views per second once they run"
     dl = torch.utils.data.DataLoader(PILs(x, size), len(x), num_workers=2, persistent_workers=True)
     for _ in dl: pass
     it = iter(dl); next(it)
@@ -72,8 +73,10 @@ def profile(bs=256, size=64, runs=7):
         loss.backward(); t.append(time.perf_counter())
         opt.step(); opt.zero_grad(); t.append(time.perf_counter())
         ts.append(np.diff(t)*1e3)
-    ts = np.median(ts[1:], 0)
-    print(f"\nstep of SimCLR, resnet18, {bs} images of {size} pixels: " + ', '.join(f"{n} {o:.0f} ms ({100*o/ts.sum():.1f}%)" for n,o in zip(('views','forward and loss','backward','optimizer'), ts)))
+    ts = dict(zip(('views','forward and loss','backward','optimizer'), np.median(ts[1:], 0)))
+    total = sum(ts.values())
+    print(f"\nstep of SimCLR, resnet18, {bs} images of {size} pixels: " + ', '.join(f"{k} {o:.0f} ms ({100*o/total:.1f}%)" for k,o in ts.items()))
+    record('views_share', [dict(part=k, ms=v, pct=100*v/total, bs=bs, size=size) for k,v in ts.items()], ['part'])
 
 def quality(seeds, epochs):
     "kNN accuracy of SimCLR on the digits with these views and with kornia's, same recipe and budget"
@@ -91,6 +94,7 @@ def quality(seeds, epochs):
             with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
             (bank,y),(q,t) = get_features(learn, 0),get_features(learn, 1)
             res.append(knn_accuracy(bank, y, q, t))
+        record('views_knn', [dict(engine=engine, epochs=epochs, seeds=seeds, knn=np.mean(res), std=np.std(res))], ['engine','epochs'])
         print(f"kNN of SimCLR, {epochs} epochs, {engine}: {np.mean(res):.4f} ± {np.std(res):.4f} over {seeds} seeds, {[round(o,4) for o in res]}", flush=True)
 
 @call_parse
@@ -98,9 +102,9 @@ def main(
     sizes:str='32,64,128,224', # Pixels of images and views
     runs:int=7, # Timed runs; the median counts
     seeds:int=0, # Also compare the quality of SimCLR with these views and kornia's, over so many seeds
-    epochs:int=15 # Epochs a seed
+    epochs:int=15 # Epochs per seed
 ):
-    "Print views a second, ratios and memory"
+    "Print views per second, ratios and memory"
     if seeds: return quality(seeds, epochs)
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, two views of each image, median of {runs} runs, kinds in turn")
     for size in map(int, sizes.split(',')):
@@ -112,7 +116,10 @@ def main(
                 start = time.perf_counter(); f(x); times[k].append(time.perf_counter()-start)
         rate = {k: 2*len(x)/np.median(t[2:]) for k,t in times.items()}
         rate['lightly, 2 workers'] = lightly_rate(x, size)
+        record('views', [dict(size=size, who=k, views_per_s=v, ours_over=rate['ours']/v, runs=runs) for k,v in rate.items()], ['size','who'])
         print(f"{size:4}: " + ', '.join(f"{k} {v:,.0f}/s" + ('' if k == 'ours' else f" (ours {rate['ours']/v:.1f}x)") for k,v in rate.items()), flush=True)
     x = torch.rand(256,3,224,224)
-    print('memory for 2 views of 256 x 224 pixels, over their size: ' + ', '.join(f"{f.__name__} {peak_mb(views_of, f.__name__, tuple(x.shape))[0]/(2*x.nbytes/2**20):.2f}" for f in (ours, kornia)))
+    memory = {f.__name__: peak_mb(views_of, f.__name__, tuple(x.shape))[0]/(2*x.nbytes/2**20) for f in (ours, kornia)}
+    print('memory for 2 views of 256 x 224 pixels, over their size: ' + ', '.join(f"{k} {v:.2f}" for k,v in memory.items()))
+    record('views_memory', [dict(who=k, over_size=v) for k,v in memory.items()], ['who'])
     profile()

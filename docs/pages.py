@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from fastcore.docments import MarkdownRenderer
+from tables import accuracy, baselines, markdown, spread
 
 from self_supervised.cli import methods
 from self_supervised.vision.all import suggest
@@ -53,18 +53,10 @@ def shown(path:Path):
     nb.cells = [c for c in keep if c.source.strip()]
     return nb
 
-def markdown(head:list, rows:list) -> str: return '\n'.join('| '+' | '.join(map(str, o))+' |' for o in (head, ['---']*len(head), *rows))
-
-def results() -> pd.DataFrame:
-    "Mean and half of the 95 % interval of the digits with 5 labels per class, of the methods and their baselines"
-    df = pd.read_csv(root/'benchmarks'/'methods.csv')
-    g = df.groupby('method').accuracy
-    return pd.DataFrame(dict(mean=g.mean(), half=2.776*g.std()/g.count()**.5, seeds=g.count())).sort_values('mean', ascending=False)
-
 def about(name:str) -> str:
     "What stands at the end of a method's page"
-    s,res = suggest(name, 5000, 64, 128),results()
-    rows = [(f"**{n}**" if n == name else n, f"{r['mean']:.3f} ± {r.half:.3f}") for n,r in res.iterrows() if n in (name,'raw pixels','untrained encoder','labels alone')]
+    s,df,module = suggest(name, 5000, 64, 128),accuracy(),methods[names[name]][0].__module__
+    rows = [(f"**{n}**" if n == name else n, spread(df[n])) for n in sorted((name, *baselines), key=lambda o: -df[o].mean())]
     return f"""## When to use {name}
 
 {when[name]}. On the command line: `ssl_pretrain photos --method {names[name]}`.
@@ -77,15 +69,17 @@ What `suggest` proposes for 5,000 images of 128 pixels in batches of 64:
 
 ## Result
 
-Accuracy on held-out digits with 5 labels per class, {int(res.seeds.min())} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. Nearest neighbours, but for the labels alone, which have a classifier of their own.
+Accuracy on held-out digits with 5 labels per class, {len(df)} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. Nearest neighbours, but for the labels alone, which have a classifier of their own.
 
 {markdown(['','accuracy'], rows)}
+
+Every argument with its type and meaning is in the reference: [{module}](api/{module}.md).
 """
 
 def choosing() -> str:
-    res = results()
-    rows = [(f"[{n}]({page_of(n)}.ipynb)", w, f"{res.loc[n, 'mean']:.3f}") for n,w in when.items()]
-    base = ', '.join(f"{n} {res.loc[n, 'mean']:.3f}" for n in ('labels alone','raw pixels','untrained encoder'))
+    res = accuracy().mean()
+    rows = [(f"[{n}]({page_of(n)}.ipynb)", w, f"{res[n]:.3f}") for n,w in when.items()]
+    base = ', '.join(f"{n} {res[n]:.3f}" for n in baselines)
     return f"""# Which method?
 
 Take the first question that you answer with yes.
@@ -129,7 +123,7 @@ def main(to:Path):
     for m in modules: (to/'api'/f'{m}.md').write_text(api(m))
     start = linked(nbformat.read(root/'nbs'/'index.ipynb', 4).cells[0].source)
     pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
-    tocs = [toc('Start', ['Quick start <self>','choosing','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
+    tocs = [toc('Start', ['Quick start <self>','choosing','benchmarks','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
             toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 89),'scaling','security']),
             toc('Building blocks', pages(0, 9)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
     (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))

@@ -6,7 +6,7 @@ from self_supervised.vision.all import *
 @call_parse
 def main(
     epochs:int=3, # Epochs
-    bs:int=32 # Images a batch and process
+    bs:int=32 # Images per batch and process
 ):
     set_seed(0)                                                   # alike in every process: split and weights
     cpu = not torch.cuda.is_available()

@@ -39,7 +39,7 @@ def stream_dl(urls:list, bs:int, n:int, num_workers:int=0) -> DataLoader:
 @call_parse
 def main(
     epochs:int=3, # Epochs
-    bs:int=64, # Images a batch and process
+    bs:int=64, # Images per batch and process
     num_workers:int=0, # Workers a process
     path:Path=None # Folder of the checkpoints
 ):

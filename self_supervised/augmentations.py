@@ -64,8 +64,9 @@ def _warn_channels(c): warnings.warn(f"images have {c} channels: saturation, hue
 class ViewAugs(DisplayedTransform):
     "Crop, flip, rotation, colours, blur, solarisation and normalisation of a batch of views, see `get_batch_augs`"
     split_idx,order = 0,0
-    def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p=0., deg=0., rotate_p=0., jitter:tuple=(0.,)*4, jitter_p=0., bw_p=0.,
-                 blur_s:tuple=(.1,2.), blur_p=0., solarize_p=0., stats:tuple|None=None, same_on_batch=False):
+    def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p:float=0., deg:float=0., rotate_p:float=0., jitter:tuple=(0.,)*4,
+                 jitter_p:float=0., bw_p:float=0., blur_s:tuple=(.1,2.), blur_p:float=0., solarize_p:float=0., stats:tuple|None=None,
+                 same_on_batch:bool=False):
         store_attr(); self.recipe = str(vars(self))
         self.norm = NormalizeViews.from_stats(*stats, cuda=False) if stats else None
 

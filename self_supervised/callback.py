@@ -385,7 +385,7 @@ class TeacherCallback(SSLCallback):
         self.skipped = False
 
 # %% ../nbs/05_callback.ipynb #51d36b6f
-def check_crop_ids(name:str, ids, n_views:int, least:int=1) -> list|None:
+def check_crop_ids(name:str, ids:list|tuple|None, n_views:int, least:int=1) -> list|None:
     "Raise unless `ids` are `least` or more different views of `n_views`; None stands for all of them"
     if ids is None: return ids
     if not is_listy(ids) or len(set(ids)) != len(ids) or len(ids) < least or not all(isinstance(o, int) and 0 <= o < n_views for o in ids):

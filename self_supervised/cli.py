@@ -296,7 +296,7 @@ def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
         raise ValueError(f"share: {sum(labelled)} of {len(labelled)} training images have a label, so there is nothing to mix")
     return DataLoaders(dls.train.new(cls=SharedDL, labelled=labelled, share=share), dls.valid, path=dls.path, device=dls.device)
 
-def pretraining_learner(dls, method, enc, s, size, out, every) -> Learner:
+def pretraining_learner(dls:DataLoaders, method:str, enc:nn.Module, s:Suggestion, size:int, out:Path, every:int) -> Learner:
     "A learner with the settings `s`, checkpoints, alarms and a file of the table"
     cb,model,augs = methods[method]
     own = dict(unsup_class_id=dls.vocab.o2i.get('unsup')) if 'unsup_class_id' in inspect.signature(cb).parameters else {}
@@ -476,7 +476,7 @@ def ssl_evaluate(
 def ssl_embed(
     path:Annotated[str, "Folder of images, searched with all its subfolders, or an image"],
     encoder:_encoder,
-    out:Path=Path('features.parquet'), # Table to write: .parquet (needs pyarrow) or .npz
+    out:Path=Path('features.parquet'), # Table to write: .parquet or .npz
     bs:int=64 # Images per batch
 ):
     """Turn images into a table of features: a row for each file, for search, clustering or a database.
@@ -485,7 +485,7 @@ def ssl_embed(
     df = embed(load_encoder(encoder).to(default_device()), path, out, bs=bs)
     print(f"{out}: {len(df):,} images, {df.shape[1]-1} features each")
 
-def train_classifier(enc, dls:DataLoaders, epochs:int, lr:float, frozen:bool=False, scratch:bool=False, path:Path|None=None) -> Learner:
+def train_classifier(enc:nn.Module, dls:DataLoaders, epochs:int, lr:float, frozen:bool=False, scratch:bool=False, path:Path|None=None) -> Learner:
     "The head first, then everything with smaller steps; or, from scratch, everything at once for as many epochs"
     learn = _shown(classifier_learner(enc, dls, frozen=frozen))
     if path: learn.add_cb(MetricsFile(path/'metrics.csv'))

@@ -6,6 +6,7 @@
 __all__ = ['world', 'all_reduce', 'all_sizes', 'all_objects', 'share_buffers', 'gather', 'gather_views', 'sum_over', 'check_same']
 
 # %% ../nbs/07_collectives.ipynb #8b43d149
+from typing import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,14 +21,14 @@ def all_reduce(x:Tensor, op:str='SUM') -> Tensor:
     if world() > 1: dist.all_reduce(x, getattr(dist.ReduceOp, op))
     return x
 
-def all_sizes(n:int, device=None) -> list:
+def all_sizes(n:int, device:str|torch.device|None=None) -> list:
     "`n` of every process, in order"
     if world() == 1: return [n]
     res = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(world())]
     dist.all_gather(res, torch.tensor([n], device=device))
     return torch.cat(res).tolist()
 
-def all_objects(o) -> list:
+def all_objects(o:object) -> list:
     "`o` of every process, in order: anything that can be pickled"
     res = [o]*world()
     if world() > 1: dist.all_gather_object(res, o)
@@ -92,7 +93,7 @@ def sum_over(
 
 # %% ../nbs/07_collectives.ipynb #84e3ddc7
 def check_same(what:dict, # Names and values, comparable with `==`
-               say=all_objects # Gives the values of all processes
+               say:Callable=all_objects # Gives the values of all processes
 ):
     "Raise unless every process has the same values"
     all_ = say(what)

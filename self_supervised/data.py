@@ -61,7 +61,7 @@ def _cycle(rng, idxs, n):
 @delegates()
 class SharedDL(GatherDL):
     "Loader whose shuffled batches hold a fixed `share` of the items in the boolean mask `labelled`"
-    def __init__(self, dataset=None, bs=64, labelled=None, share=None, **kwargs):
+    def __init__(self, dataset:object=None, bs:int|None=64, labelled:list|np.ndarray|None=None, share:float|None=None, **kwargs):
         self.labelled,self.share = labelled,share
         super().__init__(dataset=dataset, bs=bs, **kwargs)
 
@@ -252,7 +252,7 @@ def folder_dls(
 # %% ../nbs/06_data.ipynb #330a34c1
 class ReadItem(ReadImage):
     "`ReadImage` for the items of a data set, whose own transforms open the image"
-    def __init__(self, tfms:Pipeline, item, size:int|tuple, cache:ImageCache, method:str='crop'):
+    def __init__(self, tfms:Pipeline, item:object, size:int|tuple, cache:ImageCache, method:str='crop'):
         super().__init__(size, method, cache.shape[0], cache=cache, root=Path('/'))
         self.tfms,self.n = tfms,0
         while not self._is_file(item):                                  # a row of a table becomes a path first
@@ -301,7 +301,7 @@ def image_dls(
     bs:int=128, # Batch size
     valid_pct:float=.22, # Share of the images held out, drawn from each class alike
     seed:int=42, # Draws the split and the labelled images
-    device=None, # As in `DataLoaders`
+    device:str|torch.device|None=None, # As in `DataLoaders`
     vocab:list|None=None # Order of the classes; None sorts them
 ) -> DataLoaders:
     "DataLoaders of images in memory, of whose labels some may be withheld in training"

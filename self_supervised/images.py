@@ -246,7 +246,7 @@ class ReadImage(FileTransform):
         size:int|tuple, method:str='crop', n_in:int=3, white:float|None=None, # As in `read_image`
         cache:ImageCache|None=None, # Where decoded images are
         root:Path|None=None, # Folder of the images
-        files:list=() # Those that may be skipped if they cannot be read
+        files:list|tuple=() # Those that may be skipped if they cannot be read
     ):
         if method not in ('crop','squish','pad'): raise ValueError(f"method must be 'crop', 'squish' or 'pad', got {method!r}")
         if n_in not in (1,3): raise ValueError(f"n_in must be 1 or 3, the channels that image files have, got {n_in!r}")

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .collectives import all_reduce, sum_over, world
 
 # %% ../nbs/03_losses.ipynb #b74fda2a
-def check_temp(temp):
+def check_temp(temp:float):
     "Raise unless `temp` is a positive number"
     if not isinstance(temp, Real) or isinstance(temp, bool) or not 0 < temp < math.inf:
         raise ValueError(f"temp must be a number > 0, got {temp!r}")

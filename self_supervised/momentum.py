@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 # %% ../nbs/04_momentum.ipynb #e65e6b0e
-def check_momentum(m):
+def check_momentum(m:float|tuple):
     "Raise unless `m` is a number in [0,1] or a pair of them, (start, end)"
     ms = m if isinstance(m, (tuple,list)) else (m,m)
     if len(ms) != 2 or not all(isinstance(o, Real) and not isinstance(o, bool) and 0 <= o <= 1 for o in ms):

@@ -11,7 +11,7 @@ from fastai.vision.all import *
 from .collectives import *
 
 # %% ../nbs/08_processes.ipynb #cd4eb12e
-def dataset_len(dl) -> int|None:
+def dataset_len(dl:object) -> int|None:
     "Number of items of the loader's data set, `None` for a stream"
     try: return len(dl.dataset)
     except TypeError: return None

@@ -141,7 +141,7 @@ def draw_crops(
     hw:tuple, # Height and width of the images
     scale:tuple, # Range of the crop's share of the area
     ratio:tuple, # Range of its width over its height, log-uniform
-    device=None
+    device:str|torch.device|None=None
 ) -> dict: # (n,) tensors `top`, `left`, `height`, `width`
     "Crops as torchvision's `RandomResizedCrop` draws them: ten tries, then the largest central crop of an allowed ratio"
     H,W = hw

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-extras = "accelerate webdataset lightly pytorch_metric_learning pytest hypothesis nbdev nbconvert wandb tensorboard skimage pyarrow onnx onnxscript onnxruntime faiss".split()
+extras = "accelerate webdataset lightly pytorch_metric_learning pytest hypothesis nbdev nbconvert wandb tensorboard skimage onnx onnxscript onnxruntime faiss".split()
 modules = [".".join(p.with_suffix("").parts) for p in Path("self_supervised").rglob("*.py") if p.name[0] != "_" and p.stem != "distributed"]     # which needs accelerate, and says so
 
 def test_without_extras():

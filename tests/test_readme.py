@@ -1,34 +1,46 @@
-"The code of the README runs, in its order, on a folder of photographs."
-import re
-import warnings
+"The code of the README runs with the wheel, away from the sources."
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from fastai.vision.all import Learner, noop
 
-text = (Path(__file__).parent.parent/'README.md').read_text()
+root = Path(__file__).parent.parent
+text = (root/'README.md').read_text()
 
-def test_code_runs(tmp_path, monkeypatch):
-    import matplotlib
-    matplotlib.use('Agg')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Learner, 'fit', lambda self, n_epoch, *args, _fit=Learner.fit, **kw: _fit(self, 1, *args, **kw))      # one epoch will do
-    from self_supervised.data import sample_photos
-    sample_photos('photos', n=8, size=64)
-    for f in list(Path('photos/train/coffee').iterdir())[:6]:                                          # some are unlabelled
-        (Path('photos')/'unsup').mkdir(exist_ok=True); f.rename(Path('photos')/'unsup'/f.name)
-    blocks = re.findall(r'```python\n(.*?)```', text, re.S)
-    assert len(blocks) >= 4
-    names = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        for b in blocks:
-            if 'distrib_ctx()' in b: b = b.replace('distrib_ctx()', 'distrib_ctx(sync_bn=False, cpu=True)')     # the tests have no GPU
-            exec(compile(b.replace('resnet18', 'resnet10t'), '<README>', 'exec'), names)
-    assert {o.name for o in Path().iterdir()} >= {'encoder.safetensors','features.parquet','classifier.pkl','runs','pretrained.pkl'}
+def run(*args, **kw):
+    res = subprocess.run(list(map(str, args)), capture_output=True, text=True, **kw)
+    assert res.returncode == 0, (res.stdout+res.stderr)[-3000:]
+    return res.stdout
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "Where the wheel is installed, made of a copy of the sources"
+    d = tmp_path_factory.mktemp('wheel')
+    shutil.copytree(root/'self_supervised', d/'src'/'self_supervised', ignore=shutil.ignore_patterns('__pycache__'))
+    for f in ('setup.py','settings.ini','pyproject.toml','MANIFEST.in','README.md','LICENSE'): shutil.copy(root/f, d/'src')
+    run(sys.executable, '-m', 'build', '-q', '--outdir', d/'dist', d/'src')
+    assert len(list((d/'dist').glob('*.tar.gz'))) == 1
+    run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', d/'site', *(d/'dist').glob('*.whl'))
+    return d/'site'
+
+def test_code_runs(wheel, tmp_path):
+    env = {**os.environ, 'PYTHONPATH':str(wheel)}
+    where = run(sys.executable, '-c', 'import self_supervised; print(self_supervised.__file__)', env=env, cwd=tmp_path)
+    assert where.startswith(str(wheel))
+    run(sys.executable, '-W', 'ignore', root/'tests'/'readme.py', root/'README.md', env=env, cwd=tmp_path)
+
+@pytest.mark.parametrize('command', ['ssl_views','ssl_pretrain','ssl_evaluate','ssl_embed','ssl_finetune'])
+def test_commands_are_there(wheel, command, tmp_path):
+    help_text = run(sys.executable, wheel/'bin'/command, '--help', env={**os.environ, 'PYTHONPATH':str(wheel)}, cwd=tmp_path)
+    assert command in help_text
+
+def test_typed(wheel): assert (wheel/'self_supervised'/'py.typed').is_file()
 
 def test_every_notebook_is_named():
     "A stranger finds each page in the table of the README"
-    pages = [o.stem for o in (Path(__file__).parent.parent/'nbs').glob('*.ipynb') if o.stem not in ('index','19_vision.all')]
+    pages = [o.stem for o in (root/'nbs').glob('*.ipynb') if o.stem not in ('index','19_vision.all')]
     ranges = [o for o in pages if '10_' <= o < '21_']                                                 # given as `10_vision.simclr` … `20_vision.dino`
     assert not [o for o in pages if f'`{o}`' not in text and o not in ranges]

@@ -68,7 +68,7 @@ def look(learn:Learner, x:Tensor, seed:int=0) -> AttrDict:
     return res
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #ed3bda8f
-def images_alike(s):
+def images_alike(s:AttrDict):
     x = s.images.float()/255 if s.images.dtype == torch.uint8 else s.images.float()
     tries = 'look at them with learn.dls.show_batch()','check how the files are read, and their range of values'
     if (v := x.flatten(1).std(1).mean().item()) < .004:
@@ -78,26 +78,26 @@ def images_alike(s):
     if (v := len({xxh3_64_intdigest(o.cpu().contiguous().numpy()) for o in s.images})/len(x)) < .5:
         return Alarm('images repeat', 'the share of different images among those looked at', v, 1/len(x), 'is one image repeated', tries)
 
-def wrong_range(s):
+def wrong_range(s:AttrDict):
     lo,hi = (o.item() for o in s.images.aminmax())
     if s.images.is_floating_point() and not -.01 <= lo <= hi <= 1.01:
         return Alarm('range of the images', 'the value furthest from [0,1]', max(hi-1, -lo)+1, 1, 'is white',
                      ('give uint8 images, or divide by the largest value that they can have',
                       'leave normalisation to stats= of aug_pipelines'))
 
-def views_erased(s):
+def views_erased(s:AttrDict):
     if s.view_spread < .02:
         return Alarm('erased views', 'the standard deviation of views from image to image', s.view_spread, 0,
                      'is the same view of every image',
                      ('look at the views with .show()','take away the last of the transforms in aug_pipelines'))
 
-def views_identical(s):
+def views_identical(s:AttrDict):
     if s.view_difference < .02 <= s.view_spread:
         return Alarm('identical views', "the difference of an image's two views, over that of different images'", s.view_difference, 0,
                      'leaves nothing to learn, as views are told apart by pixels',
                      ('look at the views with .show()',"use the method's get_*_aug_pipelines, with crops of resize_scale=(.2, 1)"))
 
-def temperature_high(s):
+def temperature_high(s:AttrDict):
     temp,N = getattr(s.cb, 'temp', None),2*s.bs
     if temp is None or N < 4: return
     least = math.log1p((N-1)*math.exp(-(1+1/(N-1))/temp))/math.log(N)
@@ -106,14 +106,14 @@ def temperature_high(s):
                      least, 1,
                      'leaves no gradient', ('temp=.1','temp=.5 for small or similar images'))
 
-def queue_long(s):
+def queue_long(s:AttrDict):
     K = getattr(s.cb, 'K', 0)
     if K and s.total and K > s.total:
         return Alarm('queue too long', f'K={K}, over the number of images,', K/s.total, 1,
                      'already holds every image once, so that an image is its own negative',
                      (f'K={2**int(math.log2(max(s.total//2, 1)))}','a method without a queue, e.g. SimCLR'))
 
-def one_class(s):
+def one_class(s:AttrDict):
     ys = item_labels(s.learn.dls.train_ds)
     ys = ys[ys != ifnone(learner_unsup(s.learn), -1)] if ys is not None else []
     if len(ys) and len(np.unique(ys)) == 1:
@@ -132,7 +132,7 @@ def _contents(ds, n, seed=0):
         return xxh3_64_intdigest(np.ascontiguousarray(o.cpu().numpy() if isinstance(o, Tensor) else np.asarray(o)))
     with no_random_change(): return {key(int(i)) for i in np.random.default_rng(seed).permutation(len(ds))[:n]},len(ds)
 
-def sets_overlap(s, n:int=2000):
+def sets_overlap(s:AttrDict, n:int=2000):
     valid = dataset_len(s.learn.dls.valid) if len(getattr(s.learn.dls, 'loaders', ())) > 1 else 0
     if not valid or not s.total: return
     (a,na),(b,nb) = (_contents(ds, n) for ds in (s.learn.dls.train_ds, s.learn.dls.valid_ds))
@@ -145,7 +145,7 @@ def sets_overlap(s, n:int=2000):
 at_start = [images_alike, wrong_range, views_erased, views_identical, temperature_high, queue_long, one_class, sets_overlap]
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #4995194d
-def collapse(s):
+def collapse(s:AttrDict):
     tries = ("a lower learning rate, and BatchNorm in the projector",
              "for BYOL and SimSiam check that the predictor is there and the teacher's gradient is stopped; for VICReg raise variance")
     point = 'is one point for all images'
@@ -156,14 +156,14 @@ def collapse(s):
         return Alarm('collapse', f"with a loss as low as {s.loss:.2g}, the chance that an image's views are more alike than views of "
                      "different images", s.auc, .5, 'is chance', tries)
 
-def few_directions(s):
+def few_directions(s:AttrDict):
     least = (.06 if s.step_size > .03 else .03)*s.width
     if hasattr(s.cb, 'sup_lf'): least = min(least, len(getattr(s.learn.dls, 'vocab', None) or [0]*100)/2)
     if s.rankme < least:
         return Alarm('few directions', f'RankMe of the embeddings, which could be {s.width},', s.rankme, 1, 'is a line',
                      ('a lower learning rate','more BatchNorm in the projector, or a method with a term against it, e.g. VICReg'))
 
-def loss_trivial(s):
+def loss_trivial(s:AttrDict):
     if not s.trivial: return
     if s.first_loss > 2*s.first_trivial:
         return Alarm('loss above guessing', 'the loss of the first epoch', s.first_loss, s.first_trivial,
@@ -174,13 +174,13 @@ def loss_trivial(s):
                      ('look at the views with .show(): is enough of the image left?',
                       'another learning rate, ten times lower or higher, and temp between .1 and .5'))
 
-def variance_lost(s):
+def variance_lost(s:AttrDict):
     v = s.terms.get('variance')
     if v is not None and v > 1.8:
         return Alarm('collapse', 'the variance term of VICReg', v, 2, 'is that of a constant',
                      ('variance=25, as in the paper','a lower learning rate'))
 
-def views_unrelated(s):
+def views_unrelated(s:AttrDict):
     chance = .5 + 3*(1/(12*s.n))**.5
     best = max(s.auc, s.feature_auc, s.pixel_auc if s.pixel_auc == s.pixel_auc else 0)
     if best < chance and s.spread >= .1:
@@ -188,7 +188,7 @@ def views_unrelated(s):
                      best, .5, 'is chance',
                      ('look at the views with .show()','weaker augmentations: larger crops, e.g. resize_scale=(.4, 1), and less jitter'))
 
-def teacher_off(s):
+def teacher_off(s:AttrDict):
     if 'teacher' not in s: return
     if s.teacher < 1e-6:
         return Alarm('teacher is the student', "the teacher's distance from the student", s.teacher, 0, 'is no teacher',
@@ -197,7 +197,7 @@ def teacher_off(s):
         return Alarm('teacher stands still', 'what the teacher has moved', 0, 0, 'is what the untrained model knew',
                      ('m=.99, or .996 for long trainings','check that nothing cancels the steps'))
 
-def queue_alike(s):
+def queue_alike(s:AttrDict):
     if s.get('queue_spread', 1) < .1:
         return Alarm('queue of one image', 'the spread of the queue', s.queue_spread, 0, 'is one image for all entries',
                      ('a lower learning rate','m nearer to 1, so that keys change slowly'))

@@ -126,7 +126,7 @@ def _compare(found, images, flip, crop, quality, recall, size, seed):
 # %% ../../nbs/77_evaluation.cleaning.ipynb #c1ea000c
 def find_duplicates(
     features:Tensor, # (n, d), see `get_features`
-    images=None, # Data set, list of files or batch of images, in the order of `features`; None does not compare pixels
+    images:object=None, # Data set, list of files or batch of images, in the order of `features`; None does not compare pixels
     mirrored:Tensor|None=None, # (n, d) features of the mirrored images, see `get_mirrored_features`
     k:int=20, # Neighbours of each image that are compared with it
     flip:bool=True, # An image that is mirrored left to right is a copy
@@ -153,7 +153,7 @@ def find_duplicates(
     return _compare(found, images, flip, crop, quality, recall, size, seed)
 
 @delegates(get_features)
-def get_mirrored_features(learn:Learner|nn.Module, ds_idx=1, **kwargs) -> Tensor: # (n, nf)
+def get_mirrored_features(learn:Learner|nn.Module, ds_idx:int=1, **kwargs) -> Tensor: # (n, nf)
     "`get_features` of the images mirrored left to right: where an encoder was trained without flips, they find mirrored copies"
     encoder = get_model(learn.model).encoder if isinstance(learn, Learner) else learn
     hook = encoder.register_forward_pre_hook(lambda m, args: (args[0].flip(-1),))
@@ -163,7 +163,7 @@ def get_mirrored_features(learn:Learner|nn.Module, ds_idx=1, **kwargs) -> Tensor
 # %% ../../nbs/77_evaluation.cleaning.ipynb #c1ea000d
 def show_found(
     found:pd.DataFrame, # From `find_duplicates`, `find_outliers` or `suspicious_labels`
-    images, # Data set, list of files or batch of images, in the order of the features
+    images:object, # Data set, list of files or batch of images, in the order of the features
     n:int=8, # Rows of the table, from its start
     imsize:float=1.2, # Inches for an image
     **kwargs # Passed to `subplots`
@@ -196,7 +196,7 @@ def find_outliers(
 def suspicious_labels(
     features:Tensor, # (n, d), see `get_features`
     labels:list|Tensor, # (n,) names or numbers of classes
-    unsup:list=('unsup',-1), # Labels that mean that there is none; nor is there one where a label is missing
+    unsup:list|tuple=('unsup',-1), # Labels that mean that there is none; nor is there one where a label is missing
     folds:int=5, # Parts of the data of which each is judged by the others
     C:float=.1, # Inverse strength of the logistic regression's penalty
     seed:int=0 # Draws the parts

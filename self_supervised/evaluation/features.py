@@ -8,7 +8,6 @@ __all__ = ['knn_predict', 'knn_accuracy', 'norm_stats', 'get_features', 'learner
 
 # %% ../../nbs/70_evaluation.features.ipynb #5716090d
 from contextlib import nullcontext
-from importlib.util import find_spec
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -42,7 +41,7 @@ def knn_predict(bank:Tensor, # (n, d) features with a label
         res.append(classes[votes.argmax(1) if top == 1 else votes.topk(min(top, len(classes)), dim=1)[1]])
     return torch.cat(res)
 
-def knn_accuracy(bank, y, x, targ, k:int=20, temp:float=0.07, top:int=1) -> float:
+def knn_accuracy(bank:Tensor, y:Tensor, x:Tensor, targ:Tensor, k:int=20, temp:float=0.07, top:int=1) -> float:
     "Share of `targ` that `knn_predict` finds, or has among its `top` classes"
     return (knn_predict(bank, y, x, k, temp, top).view(len(targ), -1) == targ[:,None]).any(1).float().mean().item()
 
@@ -152,7 +151,7 @@ def learner_reader(learn:Learner) -> ReadImage|None:
 def embed(
     encoder:nn.Module|Learner, # From `load_encoder` or `create_encoder`; or a learner, also an exported one
     paths:str|Path|list, # Folder of images, or files
-    to:str|Path|None=None, # Write to this file, `.parquet` (needs pyarrow) or `.npz`
+    to:str|Path|None=None, # Write to this file, `.parquet` or `.npz`
     size:int|tuple|None=None, stats:tuple|None=None, # As in `get_features`
     bs:int=64, # Images per batch
     on_error:str='skip' # 'raise' stops at files that cannot be read, 'skip' names them in a warning and leaves them out
@@ -160,7 +159,6 @@ def embed(
     "Features of image files"
     to = to and Path(to)
     if to and to.suffix not in ('.parquet','.npz'): raise ValueError(f"to must end in .parquet or .npz, got {str(to)!r}")
-    if to and to.suffix == '.parquet' and not find_spec('pyarrow'): raise ImportError("to: a .parquet file needs pyarrow, .npz does not")
     if to: to.parent.mkdir(parents=True, exist_ok=True)
     files,_ = readable(_files(paths), on_error)
     own = isinstance(encoder, Learner)
@@ -202,7 +200,7 @@ def learner_knn(
     return knn_accuracy(bank, y, x, t, k, temp)
 
 # %% ../../nbs/70_evaluation.features.ipynb #841ed41c
-def item_labels(ds) -> np.ndarray|None: # (n,) integers
+def item_labels(ds:object) -> np.ndarray|None: # (n,) integers
     "Classes of all items of a data set, without reading an image; `None` where there are none, or where they come with the image"
     tls = getattr(ds, 'tls', ())
     if len(tls) < 2 or not len(ds) or not _is_class(tls[-1][0]): return None

@@ -53,7 +53,7 @@ def _image(images, i):
     return o[:2] if isinstance(o, (tuple,list)) and len(o) > 1 else (o[0] if isinstance(o, (tuple,list)) else o,None)
 
 def show_nearest(
-    images, # Data set, list of files or batch of images; in the order of `features`
+    images:object, # Data set, list of files or batch of images; in the order of `features`
     features:Tensor, # (n, d) their features, see `get_features`
     query:list|int=5, # Numbers of the images to search for; or how many, drawn at random
     k:int=6, # Neighbours of each

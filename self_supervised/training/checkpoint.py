@@ -25,7 +25,7 @@ from ..processes import dataset_len, some_numbers
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
 _version = 4
 
-def plain(o, into=None # An earlier copy, whose memory is used again where it fits
+def plain(o:object, into:object=None # An earlier copy, whose memory is used again where it fits
 ):
     "A copy of `o` on the CPU with nothing in it but tensors, numbers, strings, None, lists, tuples and dictionaries"
     if isinstance(o, Tensor):
@@ -38,13 +38,13 @@ def plain(o, into=None # An earlier copy, whose memory is used again where it fi
     if isinstance(o, (list,L)): return [plain(v, into[i] if isinstance(into, list) and i < len(into) else None) for i,v in enumerate(o)]
     return o
 
-def is_plain(o) -> bool:
+def is_plain(o:object) -> bool:
     "Is `o` what `plain` can copy?"
     if isinstance(o, dict): return all(map(is_plain, o.values()))
     if isinstance(o, (list,tuple,L)): return all(map(is_plain, o))
     return isinstance(o, (Tensor,np.ndarray,np.generic,int,float,str,type(None)))
 
-def checksum(o) -> str:
+def checksum(o:object) -> str:
     "xxh3 of what `plain` gives: two that differ in a bit differ here"
     h = xxhash.xxh3_128()
     def add(o):
@@ -87,7 +87,7 @@ def set_rng(state:dict, *dls):
     for dl,states in zip(dls, state['loaders']):
         for g,s in zip(_generators(dl), states): _set_random(g, s) if isinstance(g, random.Random) else g.set_state(s)
 
-def is_stream(dl) -> bool: return isinstance(getattr(dl, 'dl', dl).dataset, torch.utils.data.IterableDataset)
+def is_stream(dl:object) -> bool: return isinstance(getattr(dl, 'dl', dl).dataset, torch.utils.data.IterableDataset)
 
 def not_exact(learn:Learner) -> list:
     "What of the training data a checkpoint cannot hold, in words"

@@ -23,7 +23,7 @@ def _broadcast(self:DistributedDL, t, rank):
 # %% ../../nbs/80_training.distributed.ipynb #f99d9ec8
 class StreamDL(DistributedDL):
     "A loader whose stream gives each process its share; all stop after the shortest. Make it inside `distrib_ctx`, on all processes"
-    def __init__(self, dl, *args, **kwargs):
+    def __init__(self, dl:object, *args, **kwargs):
         super().__init__(dl, *args, **kwargs)
         if dl.n is None:
             raise ValueError("n: a stream has no length: give its loader the images of an epoch, TfmdDL(stream, n=10_000, ...)")

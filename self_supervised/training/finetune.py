@@ -46,9 +46,9 @@ def classifier_learner(
     n_out:int|None=None, # Classes; None asks `dls`
     frozen:bool=False, # Train the head alone: the encoder keeps its weights and its statistics
     layerwise:bool=False, # A parameter group for each layer, for `layer_lrs`; else one for the encoder and one for the head
-    lin_ftrs:list=(), ps:float=0., # Head, as in `create_cls_module`: hidden layers and dropout
-    metrics=accuracy, # As in `Learner`
-    loss_func=None, # None is cross-entropy
+    lin_ftrs:list|tuple=(), ps:float=0., # Head, as in `create_cls_module`: hidden layers and dropout
+    metrics:object=accuracy, # As in `Learner`
+    loss_func:object=None, # None is cross-entropy
     bs:int=64, repeat:int=1, # Batches of the learner's labelled images, as in `labelled_dls`
     **kwargs
 ) -> Learner:

@@ -16,7 +16,7 @@ from ..evaluation.features import get_features
 from ..evaluation.pictures import plot_embedding
 
 # %% ../../nbs/86_training.loggers.ipynb #c8e151c6
-def wandb_args(o) -> dict: # Names and values
+def wandb_args(o:object) -> dict: # Names and values
     "Arguments of `o` for the config of W&B: fastcore's `init_args`, also of numbers, and without data and weights"
     if not hasattr(o, '__dict__') or isinstance(o, DataLoader): return {}
     return {k:v for k,v in init_args(o).items() if k not in ('dls','model','cbs','state')}
@@ -74,7 +74,7 @@ CSVLogger._stateattrs = ('file','old_logger')          # or a learner that has l
 def log_figure(
     cb:Callback, # fastai's `WandbCallback` or `TensorBoardCallback`, in a fit
     tag:str, # Name under which it is found
-    fig # Of matplotlib
+    fig:plt.Figure # Of matplotlib
 ):
     "Log a figure as an image of the current step"
     if _is(cb, 'TensorBoardCallback'): return cb.writer.add_figure(tag, fig, cb.train_iter, close=False)

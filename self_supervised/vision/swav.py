@@ -29,7 +29,7 @@ class SwAVModel(nn.Module):
         z = F.normalize(self.projector(embed_views(self.encoder, *xs)), dim=1)
         return self.prototypes(z),z
 
-def check_prototypes(n):
+def check_prototypes(n:int):
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n_protos must be an int of at least 2, got {n!r}: one prototype takes all images")
     return n
@@ -58,7 +58,7 @@ class SWAV(QueueMixin, SSLCallback):
     parts,multi_crop,compares = ('encoder','projector','prototypes'),True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_swav_aug_pipelines`
-        crop_assgn_ids:list=(0,1), # Views that are assigned to prototypes
+        crop_assgn_ids:list|tuple=(0,1), # Views that are assigned to prototypes
         K:int=3000, # Length of the queue; 0 has none
         queue_start_pct:float=.25, # Share of training after which a full queue joins in the assignment
         temp:float=0.1, # Temperature

@@ -1,0 +1,152 @@
+"""The tables of README, notebooks and site, made of the measurements in benchmarks/results: python docs/tables.py fills them in, between the comments that name them.
+What these pages say of measurements in their text is in `stated`, and tests/test_results.py finds no other."""
+import json
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import t as student
+
+root = Path(__file__).parent.parent
+pages = [*sorted((root/'docs').glob('*.md')), *sorted((root/'nbs').glob('*.ipynb'))]
+baselines = 'labels alone','raw pixels','untrained encoder'
+begin,end = '<!-- table: {} -->\n','\n<!-- /table -->'
+
+def read(name:str) -> pd.DataFrame: return pd.read_csv(root/'benchmarks'/'results'/f'{name}.csv')
+
+def markdown(head:list, rows:list) -> str: return '\n'.join('| '+' | '.join(map(str, o))+' |' for o in (head, ['---']*len(head), *rows))
+
+def machines(*names:str) -> str:
+    "On what the figures of these files were measured"
+    df = pd.concat([read(n) for n in names])
+    return '; '.join(f"{r.cores} cores of an {r.cpu}"+('' if pd.isna(r.torch) else f", torch {r.torch}") for r in df[['cores','cpu','torch']].drop_duplicates().itertuples())
+
+def half(x:pd.Series) -> float:
+    "Half of the 95 % interval of the mean, by Student's t"
+    return student.ppf(.975, len(x)-1)*x.std()/len(x)**.5
+
+def spread(x:pd.Series, digits:int=3) -> str: return f"{x.mean():.{digits}f} ± {half(x):.{digits}f}"
+
+# the digits, with 5 labels per class
+
+def accuracy() -> pd.DataFrame:
+    "Of each method and baseline on the digits, by seed"
+    return read('methods').pivot(index='seed', columns='method', values='accuracy')
+
+def over(method:str, other:str) -> str:
+    "The mean difference, seed by seed, as pages write it"
+    df = accuracy()
+    d = df[method]-df[other]
+    return f"{abs(d.mean()):.3f} ± {half(d):.3f}".replace('0.', '.')
+
+def digits():
+    df = accuracy()
+    best = sorted(('SupCon','VICReg','SimCLR'), key=lambda o: -df[o].mean())
+    names = {'SupCon':'SupCon (with the 50 labels), kNN', 'VICReg':'VICReg, kNN', 'SimCLR':'SimCLR, kNN', 'raw pixels':'*raw pixels, kNN*',
+             'untrained encoder':'*untrained encoder, kNN*', 'labels alone':'*the same encoder, trained on the 50 labelled images alone*'}
+    rows = [(names[o], f'**{spread(df[o])}**' if i == 0 else spread(df[o])) for i,o in enumerate((*best, *baselines))]
+    slow = df[['BYOL','SimSiam','DINO']].mean()
+    return markdown(['','accuracy'], [*rows, ('BYOL, SimSiam, DINO, kNN', f'{slow.min():.2f} to {slow.max():.2f}')])
+
+# what things cost
+
+def counted():
+    df = read('scaling_counted')
+    r = df.iloc[0]
+    cells = df.assign(cell=[f'{a:,.1f} · {b:,.2f}' for a,b in zip(df.received_mb, df.loss_tflop)]).pivot(index='method', columns='processes', values='cell')
+    mb = df.groupby('method').gradients_mb.first()
+    return (f"{r.encoder}, {r.bs} images per process, two views of 224 pixels. The encoder takes {r.encoder_tflop:.1f} TFLOP per step and process, forward and backward; "
+            "a teacher adds its\nforward pass, a third of that. Each cell: what a process receives for the loss in MB · what it computes for the loss in TFLOP.\n\n"
+            + markdown(['method','gradients summed by DDP, MB',*[f'{w:,} GPUs, {w*r.bs:,} images' for w in cells]],
+                       [(m, f'{mb[m]:.0f}', *cells.loc[m]) for m in df.method.unique()]))
+
+def share():
+    df = read('scaling_share')
+    rows = [(f'{r.n:,}', r.processes, f'{r.seconds:.4f}', f'{r.time_share:.3f}', f'{r.mb:.0f}', f'{r.mb_share:.2f}') for r in df.itertuples()]
+    return (f"{machines('scaling_share')}; medians of {df.times.max()} steps, those of more than 20 seconds timed once\n\n"
+            + markdown(['embeddings','processes','seconds','of the whole','MB','of the whole'], rows))
+
+def ddp():
+    rows = [(r.processes, f'{r.alone_s:.3f}', f'{r.ddp_s:.3f}', f'{r.more_pct:+.1f} %') for r in read('scaling_ddp').itertuples()]
+    return (f"{machines('scaling_ddp')}; medians of two epochs of each kind\n\n"
+            + markdown(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
+
+def views():
+    df = read('views')
+    def cell(s, who):
+        r = df[(df['size'] == s) & (df.who == who)].iloc[0]
+        return f'{r.views_per_s:,.0f}' if who == 'ours' else f'{r.views_per_s:,.0f} ({r.ours_over:.1f}×)'
+    whos = {'ours':'here', 'kornia':'kornia', 'torchvision_v2':'torchvision v2, image by image', 'lightly, 2 workers':'lightly, 2 workers'}
+    return markdown(['pixels',*whos.values()], [(s, *[cell(s, w) for w in whos]) for s in df['size'].unique()])
+
+def precision():
+    names = dict(resnet50='ResNet-50', resnet18='ResNet-18', resnet10t='ResNet-10-T')
+    return markdown(['','fp32','bf16',''], [(f"{names[r['arch']]}, {r['bs']} images of {r['size']} pixels", f"{r['fp32_s']:.2f} s", f"{r['bf16_s']:.2f} s",
+                                             f"{r['ratio']:.1f} times faster") for r in read('precision').to_dict('records')])
+
+def blocks():
+    return markdown(['N','whole','','in blocks',''], [(f'{r.n:,}', f'{r.plain_s:.2f} s', f'{r.plain_mb:,.0f} MB', f'{r.blocks_s:.2f} s', f'{r.blocks_mb:,.0f} MB')
+                                                      for r in read('blocks').itertuples()])
+
+# beside other libraries
+
+def ratio(r) -> str: return f"{r.ratio:.2g} ({r.least:.2g} to {r.most:.2g})"
+
+def losses():
+    df,peers = read('losses'),{'lightly':'lightly', 'metric_learning':'pytorch-metric-learning'}
+    rows = []
+    for (loss,peer,d),g in df.groupby(['loss','peer','d'], sort=False):
+        cell = {r.n: ratio(r) for r in g.itertuples()}
+        mb = max(g.itertuples(), key=lambda r: r.n)
+        rows.append((loss, d, peers[peer], *[cell.get(n, '') for n in (512,2048,8192)], f'{mb.ours_mb/mb.peer_mb:.2g} (N = {mb.n:,})' if mb.ours_mb == mb.ours_mb else ''))
+    return (f"{machines('losses')}; medians of five steps, the two libraries in turn, and their range\n\n"
+            + markdown(['loss','width','beside','N = 512','2,048','8,192','memory'], rows))
+
+def steps():
+    df = read('steps')
+    kinds = df.who.unique()
+    def cell(m, who):
+        r = df[(df.method == m) & (df.who == who)].iloc[0]
+        times = f'{r.least:.2f} s (to {r.most:.2f}), {r.mb:,.0f} MB'
+        return times if who in kinds[:2] else f'{times}; **{r.share:.2f}**'
+    return f"{machines('steps')}; seconds per step, the least and the most of {df.rounds.max()} epochs of each, in turn\n\n"+markdown(['method',*kinds], [(m, *[cell(m, k) for k in kinds]) for m in df.method.unique()])
+
+def data():
+    df = read('data')
+    r = df.iloc[0]
+    return (f"{machines('data')}; one core, {r.n} photographs of 640 × 427 pixels to two views of {r['size']}, median of {r.rounds} rounds\n\n"
+            + markdown(['','ms per image','of lightly'], [(r.who, f'{r.ms_per_image:.2f}', f'{r.of_lightly:.2f}') for r in df.itertuples()]))
+
+def fashion():
+    df = read('fashion')
+    kinds = 'knn_few','probe_few','knn_all','probe_all'
+    g = df.groupby(['method','lib'])
+    order = g.knn_few.mean().sort_values(ascending=False).index
+    def cell(o, k):
+        x = g.get_group(o)[k].dropna()
+        return spread(x) if len(x) > 1 else ''
+    names = dict(ours='here', lightly='lightly')
+    rows = [(o[0], names[o[1]] if o[0] not in baselines else '', *[cell(o, k) for k in kinds], f"{g.get_group(o).lr.iloc[0]:g}" if o[0] not in baselines[1:] else '') for o in order]
+    return (f"{machines('fashion')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
+            + markdown(['method','losses and heads of','kNN, 10 labels per class','linear probe, 10 per class','kNN, all labels','linear probe, all labels','learning rate'], rows))
+
+tables = dict(digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion)
+
+def filled(text:str) -> str:
+    "`text` with its tables made anew"
+    for name,f in tables.items():
+        a = begin.format(name)
+        if a in text:
+            i = text.index(a)+len(a)
+            text = text[:i]+f()+text[text.index(end, i):]
+    return text
+
+def fill(path:Path):
+    "Write the tables of a page"
+    if path.suffix == '.md': return path.write_text(filled(path.read_text()))
+    nb = json.loads(path.read_text())
+    cells = [c for c in nb['cells'] if c['cell_type'] == 'markdown' and '<!-- table: ' in ''.join(c['source'])]
+    for c in cells: c['source'] = filled(''.join(c['source'])).splitlines(keepends=True)
+    if cells: path.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n')
+
+if __name__ == '__main__':
+    for p in pages: fill(p)

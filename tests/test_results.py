@@ -1,0 +1,89 @@
+"Every table of the pages is made of benchmarks/results, and every other figure that they state is found there."
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parent.parent
+sys.path.insert(0, str(root/'docs'))
+import tables
+from tables import *
+
+number = r'(?:\d[\d,]*)?(?:\.\d+)?'
+figure = re.compile(rf'(?<![\w.,^{{(\[/=:-])(?:{number} ± {number}|{number} ?%|{number} (?:s|ms|MB|GB|seconds?|minutes?|milliseconds?|times|points?)\b|0?\.\d{{3}}\b)')
+
+def text_of(path):
+    "What a page says outside of code, formulas, links and generated tables"
+    if path.suffix == '.ipynb':
+        text = '\n\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
+    else: text = path.read_text()
+    for junk in (r'<!-- table: .*?<!-- /table -->', r'```.*?```', r'\$\$.*?\$\$', r'\$[^$\n]+\$', r'`[^`\n]*`', r'\]\([^)]*\)'): text = re.sub(junk, ' ', text, flags=re.S)
+    return text
+
+def figures(path): return sorted({o.strip() for o in figure.findall(text_of(path)) if re.search(r'\d', o)})
+
+# What pages state in their text, from the measurements
+def plain(x, digits=3): return f'{x:.{digits}f}'.replace('0.', '.')
+def mb(x): return f'{x:,.0f} MB'
+def over_pixels(*methods): return {over(m, 'raw pixels') for m in methods}
+def over_labels(*methods): return {over(m, 'labels alone') for m in methods}
+def row(name, **where):
+    df = read(name)
+    for k,v in where.items(): df = df[df[k] == v]
+    assert len(df) == 1, f'{name}: {len(df)} rows with {where}'
+    return df.iloc[0]
+
+def of_scaling():
+    df = read('scaling_counted')
+    cell = lambda m,w: df[(df.method == m) & (df.processes == w)].iloc[0]
+    wide = cell('BarlowTwins', 8)
+    added = (2*wide.gradients_mb+wide.received_mb)/1e3/300/(wide.encoder_tflop/(.3*312))
+    return {mb(cell('SimCLR', 1024).received_mb), mb(cell('MOCOV3', 1024).received_mb), mb(cell('BarlowTwins', 64).received_mb), mb(wide.gradients_mb),
+            mb(row('blocks', n=16_384).plain_mb), f'{100*added:.0f} %'}
+
+def of_views():
+    knn = lambda e: row('views_knn', engine=e)
+    return {f"{row('views_memory', who='ours').over_size:.2f} times", f"{row('views_share', part='views').pct:.1f} %",
+            *(f"{knn(e).knn:.3f} ± {knn(e)['std']:.3f}" for e in ('ours','kornia'))}
+
+def of_settings():
+    df = read('settings')
+    trials = read('settings_trials').groupby(['method','setting','value']).knn.mean()
+    return {plain(df[df.method == 'raw pixels'].knn.mean()), *map(plain, trials)}
+
+measured = {
+    'scaling.md': of_scaling, '00_views.ipynb': of_views, '87_training.settings.ipynb': of_settings,
+    '10_vision.simclr.ipynb': lambda: over_pixels('SimCLR') | over_labels('SimCLR'), '11_vision.supcon.ipynb': lambda: over_labels('SupCon'),
+    '12_vision.moco.ipynb': lambda: over_pixels('MOCO'), '13_vision.byol.ipynb': lambda: over_pixels('BYOL'), '14_vision.simsiam.ipynb': lambda: over_pixels('SimSiam'),
+    '15_vision.nnclr.ipynb': lambda: over_pixels('NNCLR'), '16_vision.barlow_twins.ipynb': lambda: over_pixels('BarlowTwins'),
+    '17_vision.vicreg.ipynb': lambda: over_pixels('VICReg') | over_labels('VICReg'), '18_vision.swav.ipynb': lambda: over_pixels('SWAV'),
+    '20_vision.dino.ipynb': lambda: over_pixels('DINO'), '91_which_method.ipynb': lambda: over_labels('SupCon', 'VICReg', 'SimCLR'),
+    '81_training.precision.ipynb': lambda: {f"{r['knn']:.3f} ± {r['std']:.3f}" for r in read('precision_knn').to_dict('records')},
+    '83_training.big_batches.ipynb': lambda: {mb(row('chunks').whole_mb), mb(row('chunks').chunks_mb), f"{row('chunks').whole_s:.1f} s", f"{row('chunks').chunks_s:.1f} s"},
+    '92_few_labels.ipynb': lambda: set(map(plain, read('photos').drop(columns='seed').select_dtypes('number').mean()))}
+
+chosen = { # What a page sets, defines or takes from a paper, which nothing measured
+    'README.md': {'6 GB'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '06_data.ipynb': {'1.25 times'},
+    '73_evaluation.alarms.ipynb': {'100 times','3 %'}, '77_evaluation.cleaning.ipynb': {'1.25 times','10 %','99 %'}, '82_training.checkpoint.ipynb': {'50 times','60 MB'},
+    '83_training.big_batches.ipynb': {'16 MB','64 MB','16 times'}, '87_training.settings.ipynb': {'.004','.996','33 times'}, '93_choosing_views.ipynb': {'8 %'}}
+
+@pytest.mark.parametrize('path', pages, ids=lambda o: o.name)
+def test_figures_of_a_page(path):
+    known = measured.get(path.name, set)() | chosen.get(path.name, set()) | {'95 %'}
+    assert not set(figures(path)) - known, f"{path.name} states what benchmarks/results does not say"
+
+@pytest.mark.parametrize('path', pages, ids=lambda o: o.name)
+def test_tables_of_a_page(path):
+    text = path.read_text() if path.suffix == '.md' else '\n\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'])
+    assert filled(text) == text, f"{path.name}: run python docs/tables.py"
+
+def test_a_made_up_figure_is_found(tmp_path):
+    page = tmp_path/'page.md'
+    page.write_text('It reaches 0.987 ± 0.003 in 41 seconds, 12 % of `77 s`.\n\n<!-- table: x -->\n| 55 % |\n<!-- /table -->\n')
+    assert figures(page) == ['0.987 ± 0.003','12 %','41 seconds']
+
+def test_every_file_of_results_says_its_machine():
+    for f in sorted((root/'benchmarks'/'results').glob('*.csv')):
+        assert {'cpu','cores'} <= set(pd.read_csv(f, nrows=1)), f.name
