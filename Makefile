@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo test soak chaos bench bench-views run docs site dist dist-check docs-check clean
+.PHONY: demo test soak chaos bench bench-views bench-settings run docs site dist dist-check docs-check clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/digits.py --seeds $(SEEDS)
@@ -34,6 +34,10 @@ bench-views: .venv/.ready
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/views.py --seeds 3
 
+bench-settings: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/settings.py
+	$(BIN)/python -W ignore benchmarks/settings.py --others --epochs 12
+
 # Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/05_callback.ipynb
 run: .venv/.ready
 	cd nbs && PATH=$(CURDIR)/$(BIN):$$PATH PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress python -m nbconvert --log-level ERROR --to notebook --execute --inplace $(notdir $(NB))
@@ -59,7 +63,7 @@ dist: .venv/.ready
 lowest := torch==2.6.0 torchvision==0.21.0 fastai==2.8.1 timm==1.0.15 kornia==0.8.0 safetensors==0.4.5 filelock==3.12.0 xxhash==3.0.0 pyarrow==15.0.0
 dist-check: dist
 	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; $(PYTHON) -m venv $$d/env; \
-	$$d/env/bin/pip install -q "$$(ls dist/*.whl)[distributed]" $(if $(LOWEST),$(lowest)); \
+	$$d/env/bin/pip install -q "$$(ls dist/*.whl)[distributed]" scikit-image $(if $(LOWEST),$(lowest)); \
 	cp README.md tests/readme.py $$d; cd $$d; env/bin/python -W ignore readme.py README.md
 
 docs-check: .venv/.ready

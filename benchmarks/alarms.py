@@ -4,9 +4,9 @@ import io
 import os
 
 import pandas as pd
+from common import record
 import methods as M
 from fastcore.script import call_parse
-from results import record
 
 from self_supervised.vision.all import *
 
@@ -98,7 +98,7 @@ def main(
     names = only.split(';') if only else [*sick, *M.methods]
     jobs = [(n, s, sick_epochs if n in sick else epochs) for s in range(first, first+seeds) for n in names]
     df = pd.DataFrame(list(parallel(run, jobs, n_workers=workers, threadpool=False, method='spawn')))
-    record('alarms', df, ['training','seed'])
+    record('alarms', df, ['training','seed','epochs'])
     missed,false = df[df.sick & (df.alarms == '')],df[~df.sick & (df.alarms != '')]
     print(f"\n{seeds} seeds, {os.cpu_count()} cores: {df.sick.sum()-len(missed)} of {df.sick.sum()} sick trainings raised an alarm within "
           f"{sick_epochs} epochs; {len(false)} of {(~df.sick).sum()} healthy ones did within {epochs}")

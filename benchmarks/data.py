@@ -4,8 +4,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import tempfile, time, warnings
 import PIL.Image
 
+from common import record
 from fastcore.script import call_parse
-from results import record
 from sklearn.datasets import load_sample_images
 
 from self_supervised.vision.all import *
@@ -92,7 +92,7 @@ def listing(n=100_000):
 
 @call_parse
 def main(
-    n:int=200, # JPEGs
+    n:int=225, # JPEGs, of which one is held out and the others fill batches of 32
     size:int=128, # Height and width of the views
     rounds:int=3 # Rounds, of which the median counts
 ):

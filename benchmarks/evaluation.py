@@ -2,9 +2,9 @@
 import os
 import time
 
+from common import record
 from fastcore.script import call_parse
 from memory import peak_mb
-from results import record
 
 from self_supervised.vision.all import *
 

@@ -6,9 +6,9 @@ import os
 import time
 
 import torch
+from common import NoValidation, folder as out, record
 from fastcore.script import call_parse
 from lightly_methods import peers
-from results import folder as out, record
 from sklearn.model_selection import train_test_split
 
 from self_supervised.cli import fashion_views, methods
@@ -34,7 +34,7 @@ method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2), 'supconmoco': d
 peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)),
              'SimSiam': dict(hidden=512, out=512, pred=128), 'NNCLR': dict(hidden=512, pred=512, temp=.2, K=2048),
              'BarlowTwins': dict(hidden=512, out=512, lmb=.015), 'VICReg': dict(hidden=512, out=512), 'SWAV': dict(hidden=512, n_protos=256),
-             'DINO': dict(hidden=512, bottleneck=128, out=1024, bn=True, m=(.97,1.), frozen=1/4)}
+             'DINO': dict(hidden=512, bottleneck=128, out=1024, bn=True, m=(.97,1.))}
 
 def encoder(): return create_encoder('resnet10t', pretrained=False, n_in=1, channels=(32,64,128,256))
 
@@ -55,17 +55,13 @@ def loaders(x, y, labelled=None):
     kw = dict(dl_type=SharedDL, dl_kwargs=[dict(labelled=labelled.tolist(), share=.5),{}]) if labelled is not None else {}
     return dset.dataloaders(bs=bs, num_workers=0, drop_last=True, **kw)
 
-class NoValidation(Callback):
-    order = -50
-    def before_validate(self): raise CancelValidException
-
 class Peer(Callback):
     "A model of lightly as the views of this library come to it"
     order = 9
     def __init__(self, augs): self.augs = augs
     def before_batch(self):
         with torch.no_grad(): self.learn.xb = (make_views(self.augs, self.x),)
-        self.learn.yb,self.learn.model.peer.pct = (),self.pct_train
+        self.learn.model.peer.pct = self.pct_train
     def before_step(self): self.learn.model.peer.before_step()
 
 class PeerModel(nn.Module):
@@ -83,9 +79,12 @@ def pretrained(name, lib, x, y, lr, epochs, seed):
         args = {**method_args.get(name, {}), **(dict(unsup_class_id=10) if few is not None else {})}
         learn = Learner(dls, make(enc, **model_args[name]), cbs=[cb(augs, **args), NoValidation()])
     else:
-        peer = peers[cb.__name__][0](enc, enc.nf, **peer_args[cb.__name__])
-        learn = Learner(dls, PeerModel(peer), loss_func=lambda loss: loss, cbs=[Peer(augs), NoValidation()])
+        args = {**peer_args[cb.__name__], **(dict(frozen=1/epochs) if name == 'dino' else {})}
+        peer = peers[cb.__name__][0](enc, enc.nf, **args)
+        learn = Learner(dls, PeerModel(peer), loss_func=lambda loss, *_: loss, cbs=[Peer(augs), NoValidation()])
+    before = next(enc.parameters()).detach().clone()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, wd=1e-4)
+    assert not torch.equal(before, next(enc.parameters())), f"{name}, {lib}: nothing was trained"
     return enc
 
 def supervised(x, y, few, lr, epochs, seed):

@@ -2,11 +2,11 @@
 import os
 import time
 
+from common import record
 from fastcore.script import bool_arg, call_parse
 from lightly import loss as lightly
 from memory import peak_mb
 from pytorch_metric_learning import losses as metric_learning
-from results import record
 
 from self_supervised.vision.all import *
 
@@ -18,13 +18,9 @@ def queued(n, d, K=65_536):
     return F.normalize(torch.randn(K, d), dim=1)
 
 def lightly_queue(n, d):
-    bank = queued(n, d)
-    peer = lightly.NTXentLoss(.2, memory_bank_size=(len(bank),d))
-    def f(z):                                       # it pushes the keys into its bank, which is made anew
-        peer.memory_bank.bank,peer.memory_bank.bank_ptr = bank.clone(),torch.zeros(1, dtype=torch.long)
-        q,k = z.chunk(2)
-        return peer(q, k.detach())
-    return f
+    peer = lightly.NTXentLoss(.2, memory_bank_size=(65_536,d))                    # it pushes the keys as well, which ours leaves to the callback
+    peer.memory_bank.bank,peer.memory_bank.bank_ptr = queued(n, d),torch.zeros(1, dtype=torch.long)
+    return both(lambda q,k: peer(q, k.detach()))
 
 def our_queue(n, d):
     bank = queued(n, d)
@@ -86,7 +82,7 @@ def compare(name, n, d, times, memory):
             print(f'{name} | {who} | {n} | {d} | the peer needs more memory than there is: {str(e)[-80:]}', flush=True)
             continue
         a,b = np.array(ts[2:]).reshape(-1, 2).T
-        row = dict(loss=name, peer=who, n=n, d=d, ours_s=np.median(a), peer_s=np.median(b), ratio=np.median(a/b), least=(a/b).min(), most=(a/b).max(),
+        row = dict(loss=name, peer=who, n=n, d=d, ours_s=np.median(a), peer_s=np.median(b), ratio=np.median(a/b), least=(a/b).min(), most=(a/b).max(), times=times,
                    difference=abs(values[0]-values[1])/max(abs(values[1]), 1e-9))
         if memory: row.update(ours_mb=peak_mb(setup, name, 'ours', n, d)[0], peer_mb=peak_mb(setup, name, who, n, d)[0])
         print(' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in row.values()), flush=True)

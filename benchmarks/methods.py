@@ -3,8 +3,8 @@ import os
 import time
 
 import pandas as pd
+from common import record
 from fastcore.script import call_parse
-from results import record
 
 from self_supervised.vision.all import *
 
@@ -28,6 +28,7 @@ methods = {
                     dict(fit='fit_flat_cos', lr=2e-3)),
     'DINO':        (lambda e: create_dino_model(e, n_out=128, hidden_size=256, bottleneck_size=64, bn=True), lambda: DINO(two(), tmom_start=.99),
                     dict(fit='fit_flat_cos', lr=1e-3)),
+    'LeJEPA':      (lambda e: create_lejepa_model(e, 256, 64), lambda: LeJEPA(two()), {}),
 }
 baselines = 'raw pixels','untrained encoder','labels alone'
 
@@ -106,7 +107,7 @@ def cost(names, bs, rounds=5):
             ms[n] += timer.ms[2:]; kept[n] = timer.kept
     def row(n, learn):
         own = {p.untyped_storage().data_ptr() for p in learn.model.parameters()}
-        return dict(method=n, ms_a_step=np.median(ms[n]), state_mb=sum(v.nbytes for v in learn.model.state_dict().values())/2**20,
+        return dict(method=n, ms_per_step=np.median(ms[n]), state_mb=sum(v.nbytes for v in learn.model.state_dict().values())/2**20,
                     step_mb=sum(b for p,b in kept[n].items() if p not in own)/2**20)
     return pd.DataFrame([row(n, learn) for n,learn in learns.items()])
 
@@ -128,7 +129,7 @@ def main(
     torch.set_num_threads(1)
     rows = parallel(run, [(n,s,bs,epochs) for s in range(seeds) for n in names], n_workers=workers, threadpool=False, method='spawn')
     df = pd.DataFrame(list(rows))
-    record('methods', df, ['method','seed'])
+    record('methods', df, ['method','seed','bs','epochs'])
     torch.set_num_threads(os.cpu_count())
     costs = cost([n for n in names if n in methods], bs)
     record('methods_cost', costs, ['method'])

@@ -1,8 +1,8 @@
 "A few labels on colour photographs: SupCon and what follows it, beside raw pixels, colours, the untrained encoder and training from scratch."
 import tempfile
 
+from common import record
 from fastcore.script import call_parse
-from results import record
 
 from self_supervised.vision.all import *
 

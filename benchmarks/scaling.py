@@ -4,9 +4,9 @@ import os
 import time
 from contextlib import nullcontext
 import matplotlib.pyplot as plt
+from common import record
 from fastcore.script import call_parse
 from memory import peak_mb
-from results import record
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -2,8 +2,8 @@
 import time
 
 import pandas as pd
+from common import record
 from fastcore.script import call_parse
-from results import record
 from skimage import data, exposure
 from skimage.feature import multiscale_basic_features
 from skimage.filters import threshold_multiotsu

@@ -2,8 +2,8 @@
 import os
 import time
 
+from common import NoValidation, record
 from fastcore.script import call_parse, store_true
-from results import record
 
 from self_supervised.cli import methods
 from self_supervised.training.settings import suggest
@@ -23,10 +23,6 @@ def few_label_knn(train, valid, seed, draws=10):
 
 def pixels(ds): return tuple(map(torch.stack, zip(*[(x.flatten().float(), tensor(int(y))) for x,y in ds])))
 
-class NoValidation(Callback):
-    order = -50
-    def before_validate(self): raise CancelValidException
-
 def run(name, seed, bs, epochs, factor=1., **changed):
     "Train with the suggested settings, but for what is `changed` and the learning rate times `factor`"
     cb,model,augs = methods[name]
@@ -38,14 +34,14 @@ def run(name, seed, bs, epochs, factor=1., **changed):
                     loss_func=noop, **s.learner)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(**{**s.fit, 'lr_max':s.fit.lr_max*factor})
     knn = few_label_knn(get_features(learn, 0), get_features(learn, 1), seed)
-    return dict(method=cb.__name__, seed=seed, factor=factor, lr=s.fit.lr_max*factor, steps=s.about.steps, knn=knn)
+    return dict(method=cb.__name__, seed=seed, epochs=epochs, bs=bs, factor=factor, lr=s.fit.lr_max*factor, steps=s.about.steps, knn=knn)
 
 def try_others(seeds, bs, epochs):
     "Write the accuracy with other temperatures and momenta"
     for seed in range(seeds):
         for name,setting,values in trials:
-            rows = [{**run(name, seed, bs, epochs, **{setting:v}), 'setting':setting, 'value':v, 'epochs':epochs} for v in values]
-            record('settings_trials', rows, ['method','setting','value','seed'])
+            rows = [{**run(name, seed, bs, epochs, **{setting:v}), 'setting':setting, 'value':v} for v in values]
+            record('settings_trials', rows, ['method','setting','value','seed','epochs','bs'])
             for o in rows: print(o, flush=True)
 
 def baselines(seed, bs):
@@ -72,7 +68,7 @@ def main(
             for factor in (.1,1.,10.):
                 rows.append(run(name, seed, bs, epochs, factor)); print(rows[-1], flush=True)
     df = pd.DataFrame(rows)
-    record('settings', rows, ['method','seed','factor'])
+    record('settings', rows, ['method','seed','factor','epochs','bs'])
     df['factor'] = df.factor.fillna(1)
     print(f"\n{seeds} seeds, {epochs} epochs, batch {bs}, {os.cpu_count()} cores, {(time.time()-start)/60:.1f} minutes")
     print(df.groupby(['method','factor'], sort=False).knn.agg(mean='mean', std=lambda o: o.std(ddof=0)).round(3).to_string())

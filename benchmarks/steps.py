@@ -5,11 +5,11 @@ import tempfile
 import time
 
 import matplotlib
+from common import NoValidation, record
 from fastcore.script import call_parse
 from lightly.data import LightlyDataset
 from lightly_methods import peers
 from memory import peak_mb
-from results import record
 
 from self_supervised.vision.all import *
 
@@ -23,10 +23,6 @@ ours = {'SimCLR': (partial(create_simclr_model, hidden_size=2048), partial(SimCL
         'VICReg': (partial(create_vicreg_model, hidden_size=2048, projection_size=2048), VICReg, get_vicreg_aug_pipelines)}
 forwards = { # Views that the encoder sees with gradient, and the teacher without: (how many, share of the size)
     'SimCLR': ([(2,1)], []), 'MOCO': ([(1,1)], [(1,1)]), 'BYOL': ([(2,1)], [(2,1)]), 'SWAV': ([(2,1),(6,.5)], []), 'VICReg': ([(2,1)], [])}
-
-class NoValidation(Callback):
-    order = -50
-    def before_validate(self): raise CancelValidException
 
 def sgd(params): return torch.optim.SGD(params, lr=.01, momentum=.9, weight_decay=1e-4)
 
@@ -109,6 +105,6 @@ def main(
             for k,v in ts.items():
                 v = np.array(v[1:])
                 row = dict(method=name, who=k, least=v.min(), median=np.median(v), most=v.max(), share=(v.min()-base)/(peer-base),
-                           mb=peak_mb(one, k, *args)[0] if memory else None, rounds=rounds)
+                           mb=peak_mb(one, k, *args)[0] if memory else None, rounds=rounds, n=16*n, size=size, bs=bs, arch=arch)
                 rows.append(row); print(' | '.join(f'{o:.3f}' if isinstance(o, float) else str(o) for o in row.values()), flush=True)
-            record('steps', rows, ['method','who'])
+            record('steps', rows, ['method','who','size','bs','arch'])

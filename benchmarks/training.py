@@ -4,9 +4,9 @@ import sys
 import tempfile
 import time
 
+from common import record
 from fastcore.script import call_parse
 from memory import peak_mb
-from results import record
 
 from self_supervised import losses
 from self_supervised.vision.all import *
@@ -112,7 +112,7 @@ def checkpoint(epochs=5):
     a,b = cb.waited/epochs,sum(written)/epochs
     print(f"epochs of {t:.1f} s with {len(written)/epochs:g} checkpoints of {mb:.0f} MB each: training waits {a:.3f} s, the thread that writes computes {b:.3f} s, "
           f"hash included; together {100*(a+b)/t:.2f} % of the epoch", flush=True)
-    record('checkpoint', [dict(epoch_s=t, mb=mb, waits_s=a, thread_s=b, per_epoch=len(written)/epochs, pct=100*(a+b)/t)], ['per_epoch'])
+    record('checkpoint', [dict(epoch_s=t, mb=mb, waits_s=a, thread_s=b, per_epoch=len(written)/epochs, epochs=epochs, pct=100*(a+b)/t)], ['epochs'])
 
 @call_parse
 def main(what:str='precision,chunks,blocks,checkpoint' # Which of them

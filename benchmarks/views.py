@@ -4,10 +4,10 @@ import time
 
 import kornia.augmentation as K
 import torchvision.transforms.v2 as T
+from common import record
 from fastcore.script import call_parse
 from lightly.transforms import SimCLRTransform
 from memory import peak_mb
-from results import record
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 

@@ -27,7 +27,8 @@ when = { # For whom each method is
     'BarlowTwins': "Small batches, no teacher and no negatives; takes memory for its wide projector",
     'VICReg':      "As Barlow Twins, and its three terms show what is wrong when it does not learn",
     'SWAV':        "Images fall into groups; small views make much of few images",
-    'DINO':        "Vision transformers, and features for nearest neighbours or segmentation; needs many steps"}
+    'DINO':        "Vision transformers, and features for nearest neighbours or segmentation; needs many steps",
+    'LeJEPA':      "You do not want to tune: no teacher, no temperature, no queue, and one weight that its authors never change"}
 
 questions = [ # Of the decision table
     ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),

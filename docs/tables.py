@@ -18,7 +18,7 @@ def markdown(head:list, rows:list) -> str: return '\n'.join('| '+' | '.join(map(
 def machines(*names:str) -> str:
     "On what the figures of these files were measured"
     df = pd.concat([read(n) for n in names])
-    return '; '.join(f"{r.cores} cores of an {r.cpu}"+('' if pd.isna(r.torch) else f", torch {r.torch}") for r in df[['cores','cpu','torch']].drop_duplicates().itertuples())
+    return '; '.join(f"{r.cores} cores of an {r.cpu}, torch {r.torch}" for r in df[['cores','cpu','torch']].drop_duplicates().itertuples())
 
 def half(x:pd.Series) -> float:
     "Half of the 95 % interval of the mean, by Student's t"
@@ -32,11 +32,11 @@ def accuracy() -> pd.DataFrame:
     "Of each method and baseline on the digits, by seed"
     return read('methods').pivot(index='seed', columns='method', values='accuracy')
 
-def over(method:str, other:str) -> str:
-    "The mean difference, seed by seed, as pages write it"
+def over(method:str, other:str) -> tuple:
+    "The mean difference, seed by seed, as pages write it, and whether it is positive"
     df = accuracy()
     d = df[method]-df[other]
-    return f"{abs(d.mean()):.3f} ± {half(d):.3f}".replace('0.', '.')
+    return f"{abs(d.mean()):.3f} ± {half(d):.3f}".replace('0.', '.'),d.mean() > 0
 
 def digits():
     df = accuracy()
@@ -61,7 +61,7 @@ def counted():
 
 def share():
     df = read('scaling_share')
-    rows = [(f'{r.n:,}', r.processes, f'{r.seconds:.4f}', f'{r.time_share:.3f}', f'{r.mb:.0f}', f'{r.mb_share:.2f}') for r in df.itertuples()]
+    rows = [(f'{r.n:,}', r.processes, f'{r.seconds:.4g}', f'{r.time_share:.3f}', f'{r.mb:.0f}', f'{r.mb_share:.2f}') for r in df.itertuples()]
     return (f"{machines('scaling_share')}; medians of {df.times.max()} steps, those of more than 20 seconds timed once\n\n"
             + markdown(['embeddings','processes','seconds','of the whole','MB','of the whole'], rows))
 
@@ -89,16 +89,16 @@ def blocks():
 
 # beside other libraries
 
-def ratio(r) -> str: return f"{r.ratio:.2g} ({r.least:.2g} to {r.most:.2g})"
+def ratio(r) -> str: return f"{r.ratio:.2g} (once)" if r.times == 1 else f"{r.ratio:.2g} ({r.least:.2g} to {r.most:.2g})"
 
 def losses():
     df,peers = read('losses'),{'lightly':'lightly', 'metric_learning':'pytorch-metric-learning'}
     rows = []
     for (loss,peer,d),g in df.groupby(['loss','peer','d'], sort=False):
         cell = {r.n: ratio(r) for r in g.itertuples()}
-        mb = max(g.itertuples(), key=lambda r: r.n)
-        rows.append((loss, d, peers[peer], *[cell.get(n, '') for n in (512,2048,8192)], f'{mb.ours_mb/mb.peer_mb:.2g} (N = {mb.n:,})' if mb.ours_mb == mb.ours_mb else ''))
-    return (f"{machines('losses')}; medians of five steps, the two libraries in turn, and their range\n\n"
+        mb = max(g.dropna(subset='ours_mb').itertuples(), key=lambda r: r.n)
+        rows.append((loss, d, peers[peer], *[cell.get(n, '') for n in (512,2048,8192)], f'{mb.ours_mb/mb.peer_mb:.2g} (N = {mb.n:,})'))
+    return (f"{machines('losses')}; medians of three to five steps, the two libraries in turn, and their range; some were timed once\n\n"
             + markdown(['loss','width','beside','N = 512','2,048','8,192','memory'], rows))
 
 def steps():
@@ -108,7 +108,8 @@ def steps():
         r = df[(df.method == m) & (df.who == who)].iloc[0]
         times = f'{r.least:.2f} s (to {r.most:.2f}), {r.mb:,.0f} MB'
         return times if who in kinds[:2] else f'{times}; **{r.share:.2f}**'
-    return f"{machines('steps')}; seconds per step, the least and the most of {df.rounds.max()} epochs of each, in turn\n\n"+markdown(['method',*kinds], [(m, *[cell(m, k) for k in kinds]) for m in df.method.unique()])
+    assert len(df[['n','size','bs','arch']].drop_duplicates()) == 1, "steps.csv: rows of different settings"
+    return f"{machines('steps')}; seconds per step, the least and the most of {df.rounds.min()} to {df.rounds.max()} epochs of each, in turn\n\n"+markdown(['method',*kinds], [(m, *[cell(m, k) for k in kinds]) for m in df.method.unique()])
 
 def data():
     df = read('data')
@@ -118,6 +119,8 @@ def data():
 
 def fashion():
     df = read('fashion')
+    df = df[df.epochs == df.epochs.max()]
+    assert (df.groupby(['method','lib']).lr.nunique() == 1).all(), "fashion.csv: rows of one method with different learning rates"
     kinds = 'knn_few','probe_few','knn_all','probe_all'
     g = df.groupby(['method','lib'])
     order = g.knn_few.mean().sort_values(ascending=False).index

@@ -40,7 +40,7 @@ def stream_dl(urls:list, bs:int, n:int, num_workers:int=0) -> DataLoader:
 def main(
     epochs:int=3, # Epochs
     bs:int=64, # Images per batch and process
-    num_workers:int=0, # Workers a process
+    num_workers:int=0, # Workers per process
     path:Path=None # Folder of the checkpoints
 ):
     set_seed(0)

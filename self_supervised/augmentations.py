@@ -172,7 +172,7 @@ def get_multi_aug_pipelines(n:int, size:int|tuple, **kwargs) -> list:
     "`n` pipelines with the same recipe; a probability may be a tuple of `n`, one number a view"
     ps = {k:v for k,v in kwargs.items() if k.endswith('_p') and is_listy(v)}
     for k,v in ps.items():
-        if len(v) != n: raise ValueError(f"{k} must be a probability or {n} of them, one a view, got {v!r}")
+        if len(v) != n: raise ValueError(f"{k} must be a probability or {n} of them, one per view, got {v!r}")
     return [get_batch_augs(size, **{**kwargs, **{k:v[i] for k,v in ps.items()}}) for i in range(n)]
 
 @delegates(get_multi_aug_pipelines, but='n')
@@ -212,7 +212,7 @@ def draw_views(pipes:list, x:Tensor) -> list: # Parameters, one dictionary a pip
             for i,o in zip(idx, v.chunk(len(idx))): res[i] = {**(res[i] or {}), k:o}
     return res
 
-def make_views(pipes:list, x:Tensor, drawn:list|None=None) -> list: # Batches of views, one a pipeline
+def make_views(pipes:list, x:Tensor, drawn:list|None=None) -> list: # Batches of views, one per pipeline
     "Views of the batch `x` for each pipeline; those of one size are rendered in one call, as `drawn` by `draw_views`"
     drawn = ifnone(drawn, draw_views(pipes, x.as_subclass(torch.Tensor)))
     x = TensorImage(x)
@@ -227,7 +227,7 @@ def assert_aug_pipelines(aug_pipelines:list, n:int=2) -> list:
     if isinstance(aug_pipelines, Pipeline) or not is_listy(aug_pipelines) or len(aug_pipelines) < n:
         got = f'{len(aug_pipelines)} of them' if is_listy(aug_pipelines) else type(aug_pipelines).__name__
         if isinstance(aug_pipelines, Pipeline): got = 'one Pipeline'
-        raise ValueError(f"aug_pipelines must be a list of at least {n} pipelines, one a view, got {got}: see get_multi_aug_pipelines")
+        raise ValueError(f"aug_pipelines must be a list of at least {n} pipelines, one per view, got {got}: see get_multi_aug_pipelines")
     for i,p in enumerate(aug_pipelines):
         if not isinstance(p, Pipeline): raise TypeError(f"aug_pipelines[{i}] must be a fastai Pipeline, got {type(p).__name__}")
         if p.split_idx != 0:

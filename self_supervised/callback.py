@@ -422,7 +422,7 @@ class QueueMixin(StagedMixin):
         return queue.to(next(model.projector.parameters()).device)
     def queue_width(self, model): return projection_size(model)
     def push(self, z, y):
-        "Queue embeddings of all processes, with their labels if these are a class an image"
+        "Queue embeddings of all processes, with their labels if these are one class per image"
         if self.distributed and not self.gathered:
             z = gather(z.detach(), self.shares)
             if len(y) < len(z): y = gather(y, self.shares)           # from before the loss; a loss gets those of all processes

@@ -176,7 +176,8 @@ methods = { # Callback, model and views of each
     'barlowtwins': (BarlowTwins, create_barlow_twins_model, get_barlow_twins_aug_pipelines),
     'vicreg':      (VICReg, create_vicreg_model, get_vicreg_aug_pipelines),
     'swav':        (SWAV, create_swav_model, get_swav_aug_pipelines),
-    'dino':        (DINO, create_dino_model, get_dino_aug_pipelines)}
+    'dino':        (DINO, create_dino_model, get_dino_aug_pipelines),
+    'lejepa':      (LeJEPA, create_lejepa_model, get_lejepa_aug_pipelines)}
 
 def parse_settings(settings:list # Each `name=value`
 ) -> dict:

@@ -296,7 +296,7 @@ def few_labels(y:list, n_labels:int|None, seed:int=42) -> np.ndarray: # Boolean 
 def image_dls(
     x:Tensor, # Images (N, C, H, W) in [0,1]
     y:list, # A label each
-    n_labels:int|None=None, # Labelled images a class in training, the others are `unsup`; None labels all
+    n_labels:int|None=None, # Labelled images per class in training, the others are `unsup`; None labels all
     share:float|None=None, # Share of labelled images in a training batch, see `SharedDL`; None leaves it to chance
     bs:int=128, # Batch size
     valid_pct:float=.22, # Share of the images held out, drawn from each class alike

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_temp', 'remove_diag', 'nt_xent', 'dcl', 'supcon', 'supcon_keys', 'info_nce', 'moco_v3', 'nnclr', 'across_views',
-           'byol', 'simsiam', 'barlow_twins', 'vicreg_loss', 'sinkhorn', 'swav', 'dino']
+           'byol', 'simsiam', 'barlow_twins', 'vicreg_loss', 'sinkhorn', 'swav', 'dino', 'koleo', 'sigreg', 'lejepa',
+           'seed', 'clip_loss', 'siglip_loss']
 
 # %% ../nbs/03_losses.ipynb #eb334f64
 import math
@@ -345,3 +346,100 @@ def dino(s:Tensor, # (VB, P) outputs of the student for all views
     with torch.autocast(s.device.type, enabled=False):
         t = ((t.detach().float()-center)/check_temp(tpt)).softmax(1)
         return across_views(lambda t,s: F.cross_entropy(s, t), t, s.float()/check_temp(tps), n_views, large_ids)
+
+# %% ../nbs/03_losses.ipynb #91e1caf8
+def koleo(x:Tensor, # (n, d) features of one view of n > 1 images
+          eps:float=1e-8, # Added to distances, whose logarithm it bounds
+          rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar, at least -ln 2
+    "KoLeo (DINOv2, 2304.07193): minus the logarithm of the distance to the nearest other feature on the sphere, mean over the rows"
+    if x.ndim != 2 or len(x) < 2: raise ValueError(f"x must be (n, d) with features of at least 2 images, got shape {tuple(x.shape)}")
+    with torch.autocast(x.device.type, enabled=False):
+        x,n = F.normalize(x.float(), dim=1),len(x)
+        def part(i, x): return -((x[i]-x[_to_others(x.detach(), i, 1.).argmax(1)]).norm(dim=1) + eps).log().sum()
+        return _by_rows(part, n, n, rows, x)/n
+
+# %% ../nbs/03_losses.ipynb #a50b4d68
+def sigreg(z:Tensor, # (n, d) embeddings of one view
+           directions:Tensor, # (d, M) of length 1, drawn anew in each step, the same in all processes
+           knots:int=17, t_max:float=3., # Points of the characteristic functions that are compared, on [0, t_max]
+           total:int|None=None # As in `barlow_twins`
+) -> Tensor: # scalar
+    "SIGReg (LeJEPA, 2511.08544): Epps and Pulley's distance from a standard normal distribution, mean over `directions`"
+    if z.ndim != 2 or directions.ndim != 2 or z.shape[1] != len(directions):
+        raise ValueError(f"z must be (n, d) and directions (d, M), got {tuple(z.shape)} and {tuple(directions.shape)}")
+    with torch.autocast(z.device.type, enabled=False):
+        z,n,m = z.float(),total or len(z),directions.shape[1]
+        t = torch.linspace(0, t_max, knots, device=z.device)
+        goal = (-t.square()/2).exp()
+        w = 2*t[1]*goal
+        w[[0,-1]] /= 2
+        def mean(x): return (sum_over(x.sum(0), alike=True) if total else x.sum(0))/n
+        def part(i, z):
+            x = (z @ directions[:,i])[...,None]*t
+            return (((mean(x.cos())-goal).square() + mean(x.sin()).square()) @ w).sum()*n
+        return _by_rows(part, m, n*knots, None, z)/(m*(world() if total else 1))
+
+def lejepa(z:Tensor, # (VB, d) embeddings, first views then second views, ...
+           directions:Tensor, # As in `sigreg`
+           lmb:float=.05, # Weight λ of SIGReg, in [0, 1]
+           n_views:int=2, # Number of views V
+           large_ids:list|None=None, # Views whose mean all views are drawn to; None is all of them
+           total:int|None=None # As in `barlow_twins`, also for the terms
+) -> tuple: # The total, and the two terms without their weights
+    "LeJEPA (2511.08544): (1-λ)·mean squared distance to the mean of the large views, plus λ·`sigreg` of each view"
+    _check_z(z, n_views)
+    with torch.autocast(z.device.type, enabled=False):
+        views = z.float().view(n_views, -1, z.shape[1])
+        centre = views[list(range(n_views)) if large_ids is None else list(large_ids)].mean(0)
+        inv = (views-centre).square().sum()/(n_views*(total or views.shape[1])*z.shape[1])
+        reg = sum(sigreg(o, directions, total=total) for o in views)/n_views
+        return (1-lmb)*inv + lmb*reg,(inv,reg)
+
+# %% ../nbs/03_losses.ipynb #66b5f9ce
+def seed(s:Tensor, # (n, d) embeddings of the student
+         t:Tensor, # (n, d) of the teacher, in the same order; no gradient goes there
+         queue:Tensor, # (K, d) earlier ones of the teacher
+         temp:float=.2, # The student's temperature > 0
+         temp_t:float=.01, # The teacher's temperature > 0
+         rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "SEED (2101.04731): cross-entropy of the teacher's and the student's similarities to the teacher's embedding and its queue"
+    if s.shape != t.shape or s.ndim != 2: raise ValueError(f"s and t must both be (n, d), got {tuple(s.shape)} and {tuple(t.shape)}")
+    with torch.autocast(s.device.type, enabled=False):
+        s,t,queue = F.normalize(s.float(), dim=1),F.normalize(t.detach().float(), dim=1),F.normalize(queue.detach().float(), dim=1)
+        def to_teacher(i, x, temp): return torch.cat([(x*t[i]).sum(1, keepdim=True), x @ queue.T], 1)/check_temp(temp)
+        def part(i, s): return F.cross_entropy(to_teacher(i, s[i], temp), to_teacher(i, t[i], temp_t).softmax(1), reduction='sum')
+        return _by_rows(part, len(s), len(queue)+1, rows, s)/len(s)
+
+# %% ../nbs/03_losses.ipynb #ee36e68c
+def _check_pairs(images, texts):
+    "Both normalised, in fp32"
+    if images.shape != texts.shape or images.ndim != 2:
+        raise ValueError(f"images and texts must both be (n, d), in the same order, got {tuple(images.shape)} and {tuple(texts.shape)}")
+    return F.normalize(images.float(), dim=1),F.normalize(texts.float(), dim=1)
+
+def clip_loss(images:Tensor, # (n, d) embeddings of images
+              texts:Tensor, # (n, d) of their captions, in the same order
+              scale:float|Tensor=1/.07, # s, by which similarities are multiplied: the inverse of a temperature
+              rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "CLIP (2103.00020): cross-entropy of finding an image's caption and a caption's image, mean of both"
+    with torch.autocast(images.device.type, enabled=False):
+        (images,texts),n = _check_pairs(images, texts),len(images)
+        def part(i, a, b, scale): return sum(F.cross_entropy(scale*x[i] @ y.T, i, reduction='sum') for x,y in ((a,b),(b,a)))
+        return _by_rows(part, n, 2*n, rows, images, texts, torch.as_tensor(scale, dtype=torch.float, device=images.device))/(2*n)
+
+def siglip_loss(images:Tensor, texts:Tensor, # As in `clip_loss`
+                scale:float|Tensor=10., # s, by which similarities are multiplied
+                bias:float|Tensor=-10., # b, which is added to them
+                rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "SigLIP (2303.15343): logistic loss of every image and caption, summed over captions, mean over images"
+    with torch.autocast(images.device.type, enabled=False):
+        (images,texts),n = _check_pairs(images, texts),len(images)
+        def part(i, a, b, scale, bias):
+            x = scale*a[i] @ b.T + bias
+            return -F.logsigmoid(torch.where(i[:,None] == torch.arange(n, device=i.device), x, -x)).sum()
+        s,b = (torch.as_tensor(o, dtype=torch.float, device=images.device) for o in (scale, bias))
+        return _by_rows(part, n, n, rows, images, texts, s, b)/n

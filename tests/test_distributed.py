@@ -56,7 +56,7 @@ def learner(name, W=2, **kw):
     args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
     set_seed(0)
     model = without_bn(model_f(create_encoder('test_resnet', False)))
-    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino') or other == 'views' else 2)]
+    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino','le_jepa') or other == 'views' else 2)]
     items = [(image(i), torch.tensor(i%3)) for i in range(N[W])]                # of those for validation fastai repeats what does not divide
     trn = TfmdDL(items, bs=BS[W]*W, num_workers=0, get_idxs=lambda: order(W))
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=BS[W], num_workers=0), device=torch.device('cpu'))

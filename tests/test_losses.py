@@ -7,7 +7,7 @@ from lightly.loss import swav_loss
 from pytorch_metric_learning.losses import SupConLoss, VICRegLoss as PMLVICReg, NTXentLoss as PMLNTXent
 from self_supervised import losses
 from self_supervised.losses import (barlow_twins, byol, dcl, dino, info_nce, moco_v3, nnclr, nt_xent, simsiam, sinkhorn, supcon, supcon_keys, swav,
-                                    vicreg_loss)
+                                    vicreg_loss, clip_loss, koleo, lejepa, seed, siglip_loss, sigreg)
 
 def grads(f, z):
     z = z.clone().requires_grad_(); l = f(z); l.backward()
@@ -121,6 +121,8 @@ DIVIDED = dict(nt_xent=nt_xent, multi_crop=lambda z,rows: nt_xent(z, .1, 4, rows
                **{f'barlow_{d}_{h}':partial(lambda z,rows,d,h: barlow_twins(z[:,:d], .02, h, rows[rows < 10] if rows is not None else None), d=d, h=h)
                   for d,h in ((16,False),(16,True),(4,False),(4,True))},
                **{f'vicreg_{d}':partial(lambda z,rows,d: vicreg_loss(z[:,:d], rows=rows[rows < 10] if rows is not None else None)[0], d=d) for d in (16,4)},
+               koleo=lambda z,rows: koleo(z, rows=rows), seed=lambda z,rows: seed(z, z.flip(0), z[:7], rows=rows),
+               clip=lambda z,rows: clip_loss(z, z.flip(0), z.norm(), rows), siglip=lambda z,rows: siglip_loss(z, z.flip(0), z.norm(), z.mean()-5, rows),
                nnclr=lambda z,rows: nnclr(z.flip(0), z, .1, rows[rows < 10] if rows is not None else None))
 
 @pytest.mark.parametrize('name', DIVIDED)
@@ -177,3 +179,42 @@ def test_shapes():
         with pytest.raises(ValueError, match='at least 2 images'): f(torch.randn(2,4))
     with pytest.raises(ValueError, match='targets and outputs'): dino(torch.randn(8,4), torch.randn(5,4), torch.zeros(4))
     with pytest.raises(ValueError, match='eps'): sinkhorn(torch.randn(4,3), 0)
+
+@pytest.mark.parametrize('n,d', [(2,3), (33,16)])
+def test_koleo(n, d):
+    from lightly.loss import KoLeoLoss
+    same(koleo, KoLeoLoss(), torch.randn(n, d, generator=torch.Generator().manual_seed(0)))
+    assert torch.isfinite(grads(koleo, torch.ones(4, d))[1]).all()                             # neighbours in the same place
+
+@pytest.mark.parametrize('held', [2**22, 500])
+def test_sigreg_and_lejepa(held, monkeypatch):
+    "lightly draws its directions from torch's generator; its squared distance is a mean over dimensions too"
+    from lightly.loss.lejepa_loss import LeJEPALoss, SIGReg
+    monkeypatch.setattr(losses, '_held', held)
+    def directions():
+        torch.manual_seed(1)
+        a = torch.randn(8, 64)
+        return a/a.norm(dim=0)
+    def seeded(f):
+        def g(*args):
+            torch.manual_seed(1)
+            return f(*args)
+        return g
+    z = torch.randn(4*9, 8, generator=torch.Generator().manual_seed(0))
+    peer = seeded(SIGReg(num_vectors=64))
+    same(lambda z: sigreg(z, directions()), peer, z)
+    same(lambda z: sigreg(z, directions(), total=len(z)), peer, z)                             # sums over processes, of which there is one
+    both = LeJEPALoss(lambda_param=.05, sigreg_num_vectors=64)
+    def views(z):
+        v = z.view(4, 9, 8)
+        return both(local_proj=v[2:], global_proj=v[:2])
+    same(lambda z: lejepa(z, directions(), .05, 4, (0,1))[0], seeded(views), z)
+    same(lambda z: lejepa(z, directions(), .05, 4, (0,1), total=9)[0], seeded(views), z)
+
+def test_clip_against_its_formula():
+    z = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    def ce(z):
+        a,b = (torch.nn.functional.normalize(o, dim=1) for o in z.chunk(2))
+        s = a @ b.T/.07
+        return (torch.nn.functional.cross_entropy(s, torch.arange(6)) + torch.nn.functional.cross_entropy(s.T, torch.arange(6)))/2
+    same(lambda z: clip_loss(*z.chunk(2)), ce, z)

@@ -23,7 +23,9 @@ METHODS = {'sim_clr':      (ssl.SimCLR, ssl.create_simclr_model, get_simclr_aug_
          'barlow_twins': (ssl.BarlowTwins, partial(ssl.create_barlow_twins_model, hidden_size=64, projection_size=32), ssl.get_barlow_twins_aug_pipelines, {}),
          'vic_reg':      (ssl.VICReg, partial(ssl.create_vicreg_model, hidden_size=64, projection_size=32), ssl.get_vicreg_aug_pipelines, {}),
          'swav':         (ssl.SWAV, partial(ssl.create_swav_model, hidden_size=64, n_protos=12), partial(ssl.get_swav_aug_pipelines, small_size=8, n_small=2), dict(K=16)),
-         'dino':         (ssl.DINO, partial(ssl.create_dino_model, hidden_size=64, n_out=32, bn=True), partial(ssl.get_dino_aug_pipelines, small_size=8, n_small=2), {})}
+         'dino':         (ssl.DINO, partial(ssl.create_dino_model, hidden_size=64, n_out=32, bn=True), partial(ssl.get_dino_aug_pipelines, small_size=8, n_small=2), {}),
+         'le_jepa':      (ssl.LeJEPA, partial(ssl.create_lejepa_model, hidden_size=64, projection_size=32), partial(ssl.get_lejepa_aug_pipelines, small_size=8, n_small=2),
+                          dict(n_directions=64))}
 MULTI = [n for n,(cb,*_) in METHODS.items() if cb.multi_crop]
 each = pytest.mark.parametrize('name', METHODS)
 tempered = pytest.mark.parametrize('name', [n for n,(cb,*_) in METHODS.items() if 'temp' in inspect.signature(cb).parameters])

@@ -12,7 +12,7 @@ import tables
 from tables import *
 
 number = r'(?:\d[\d,]*)?(?:\.\d+)?'
-figure = re.compile(rf'(?<![\w.,^{{(\[/=:-])(?:{number} ± {number}|{number} ?%|{number} (?:s|ms|MB|GB|seconds?|minutes?|milliseconds?|times|points?)\b|0?\.\d{{3}}\b)')
+figure = re.compile(rf'(?<![\w.,^{{(\[/=:-])(?:{number} ± {number}|{number} ?%|{number}×|{number} (?:s|ms|MB|GB|seconds?|minutes?|milliseconds?|times|points?)\b|0?\.\d{{3}}\b)')
 
 def text_of(path):
     "What a page says outside of code, formulas, links and generated tables"
@@ -27,8 +27,8 @@ def figures(path): return sorted({o.strip() for o in figure.findall(text_of(path
 # What pages state in their text, from the measurements
 def plain(x, digits=3): return f'{x:.{digits}f}'.replace('0.', '.')
 def mb(x): return f'{x:,.0f} MB'
-def over_pixels(*methods): return {over(m, 'raw pixels') for m in methods}
-def over_labels(*methods): return {over(m, 'labels alone') for m in methods}
+def over_pixels(*methods): return {over(m, 'raw pixels')[0] for m in methods}
+def over_labels(*methods): return {over(m, 'labels alone')[0] for m in methods}
 def row(name, **where):
     df = read(name)
     for k,v in where.items(): df = df[df[k] == v]
@@ -69,7 +69,7 @@ chosen = { # What a page sets, defines or takes from a paper, which nothing meas
     '73_evaluation.alarms.ipynb': {'100 times','3 %'}, '77_evaluation.cleaning.ipynb': {'1.25 times','10 %','99 %'}, '82_training.checkpoint.ipynb': {'50 times','60 MB'},
     '83_training.big_batches.ipynb': {'16 MB','64 MB','16 times'}, '87_training.settings.ipynb': {'.004','.996','33 times'}, '93_choosing_views.ipynb': {'8 %'}}
 
-@pytest.mark.parametrize('path', pages, ids=lambda o: o.name)
+@pytest.mark.parametrize('path', [root/'README.md', *pages], ids=lambda o: o.name)
 def test_figures_of_a_page(path):
     known = measured.get(path.name, set)() | chosen.get(path.name, set()) | {'95 %'}
     assert not set(figures(path)) - known, f"{path.name} states what benchmarks/results does not say"
@@ -79,11 +79,33 @@ def test_tables_of_a_page(path):
     text = path.read_text() if path.suffix == '.md' else '\n\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'])
     assert filled(text) == text, f"{path.name}: run python docs/tables.py"
 
+def test_above_and_below():
+    "What pages of methods call above or below raw pixels or labels alone is so"
+    n = 0
+    for path in (root/'nbs').glob('[12]*.ipynb'):
+        for d,word,other in re.findall(r'([.\d]+ ± [.\d]+) (above|below) (raw pixels|labels alone)', text_of(path)):
+            said = [over(m, other) for m in accuracy().columns]
+            assert (d, word == 'above') in said, f'{path.name}: {d} {word} {other}'
+            n += 1
+    assert n >= 8
+
+def test_alarms_that_the_page_counts():
+    df = pd.read_csv(root/'benchmarks'/'results'/'alarms.csv', keep_default_na=False)
+    sick = df[df.sick]
+    text = (root/'docs'/'alarms.md').read_text()
+    assert f"no alarm in {len(df)-len(sick)} healthy trainings of all methods and one in each of {len(sick)} sick ones" in text
+    assert (sick.alarms != '').all() and (df[~df.sick].alarms == '').all()
+
+def test_losses_that_are_compared_are_the_same():
+    df = read('losses')
+    assert df.difference.abs().max() < 1e-5, df.loc[df.difference.abs().idxmax()]
+
 def test_a_made_up_figure_is_found(tmp_path):
     page = tmp_path/'page.md'
-    page.write_text('It reaches 0.987 ± 0.003 in 41 seconds, 12 % of `77 s`.\n\n<!-- table: x -->\n| 55 % |\n<!-- /table -->\n')
-    assert figures(page) == ['0.987 ± 0.003','12 %','41 seconds']
+    page.write_text('It reaches 0.987 ± 0.003 in 41 seconds, 7.2×, 12 % of `77 s`.\n\n<!-- table: x -->\n| 55 % |\n<!-- /table -->\n')
+    assert figures(page) == ['0.987 ± 0.003','12 %','41 seconds','7.2×']
 
 def test_every_file_of_results_says_its_machine():
     for f in sorted((root/'benchmarks'/'results').glob('*.csv')):
-        assert {'cpu','cores'} <= set(pd.read_csv(f, nrows=1)), f.name
+        df = pd.read_csv(f)
+        assert {'cpu','cores','torch'} <= set(df) and df[['cpu','cores','torch']].notna().all(None), f.name

@@ -21,7 +21,8 @@ papers = {
     'BarlowTwins': dict(arxiv='2103.03230', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000),
     'VICReg':      dict(arxiv='2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000),
     'SWAV':        dict(arxiv='2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840),
-    'DINO':        dict(arxiv='2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03)}
+    'DINO':        dict(arxiv='2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03),
+    'LeJEPA':      dict(arxiv='2511.08544', opt='AdamW', lr=5e-4, wd=.05, bs=512, epochs=100)}
 
 heads = { # Widths in the papers, and those measured on digits
     'SimCLR':      dict(hidden_size=(2048,256), projection_size=(128,128)),
@@ -35,7 +36,8 @@ heads = { # Widths in the papers, and those measured on digits
     'BarlowTwins': dict(hidden_size=(8192,256), projection_size=(8192,256)),
     'VICReg':      dict(hidden_size=(8192,256), projection_size=(8192,256)),
     'SWAV':        dict(hidden_size=(2048,256), projection_size=(128,128)),
-    'DINO':        dict(hidden_size=(2048,256), bottleneck_size=(256,64))}
+    'DINO':        dict(hidden_size=(2048,256), bottleneck_size=(256,64)),
+    'LeJEPA':      dict(hidden_size=(2048,256), projection_size=(128,64))}
 
 # %% ../../nbs/87_training.settings.ipynb #6091ea47
 def _text(v): return f"{v:.4g}" if isinstance(v, float) else str(getattr(getattr(v, 'func', v), '__name__', v))
@@ -97,11 +99,12 @@ def _adam(s, a):
         else: s.add('fit', "between DINO's .04 and MoCo v3's .1", 'judgement', wd=.05)
 
 # %% ../../nbs/87_training.settings.ipynb #6f7a9b78
-small_batch = { # Below how many images a batch is small for a method, and what then
+small_batch = { # Images per batch below which it is small for a method, and why
     'SupCon':      (256, "few negatives; SupConMOCO has a queue of them"),
     'MOCOV3':      (256, "the paper has 4,096; MOCO has a queue for small batches"),
     'BarlowTwins': (64, "correlations over few images are noisy"),
-    'VICReg':      (64, "variances over few images are noisy")}
+    'VICReg':      (64, "variances over few images are noisy"),
+    'LeJEPA':      (128, "few embeddings for a test of their distribution; the paper has 128 and more")}
 
 def _temperature(s, a):
     "Temperature, and what makes up for small batches"
@@ -146,6 +149,7 @@ def _own(s, a):
     if a.name == 'BarlowTwins':
         why = "5e-3 (8,192/width)^.4: the paper's 5e-3 for 8,192, and .02 for 256 as measured"
         s.add('method', why, f'{a.paper}, measured', lmb=round(5e-3*(8192/s.model.projection_size)**.4, 4))
+    if a.name == 'LeJEPA': s.add('method', "the paper's for all encoders and data it tries", a.paper, lmb=.05)
     if a.name == 'VICReg': s.add('method', "of the paper's formula", a.paper, invariance=25., variance=25., covariance=1.)
     if a.name == 'SWAV':
         n = min(max(a.n_images//20, 32), 3000)
@@ -168,7 +172,7 @@ def _views(s, a):
     cifar = 'paper 2002.05709' if a.name == 'SimCLR' else 'judgement, as in 2002.05709'
     if a.small: s.add('views', "at most 32 pixels", cifar, blur=False)
     if a.small and a.name in ('SimCLR','NNCLR','SWAV'): s.add('views', "at most 32 pixels; 1 for larger images", cifar, jitter_s=.5)
-    if a.name not in ('SWAV','DINO'): return
+    if a.name not in ('SWAV','DINO','LeJEPA'): return
     crop = a.size*3//7
     if a.arch == 'vit': crop -= crop % a.stride
     if crop >= 32: s.add('views', "3/7 of the size, as 96 is of 224", a.paper, small_size=crop)

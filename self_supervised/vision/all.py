@@ -39,5 +39,6 @@ from .barlow_twins import *
 from .vicreg import *
 from .swav import *
 from .dino import *
+from .lejepa import *
 
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -72,7 +72,7 @@ class DINO(StagedMixin, TeacherCallback):
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_dino_aug_pipelines`
         large_crop_ids:list|tuple=(0,1), # Views that the teacher sees, at least two
-        cmom:float=0.9, # Momentum of the centre, a batch
+        cmom:float=0.9, # Momentum of the centre, per batch
         tmom_start:float=0.996, tmom_end:float=1., # Momentum of the teacher, along half a cosine
         tpt_start:float=0.04, tpt_end:float=0.07, # Temperature of the teacher, rising linearly ...
         tpt_warmup:float=.3, # ... over this share of training

@@ -53,7 +53,7 @@ class PartlyLabelled:
     def check_batch(self, x, yb):
         super().check_batch(x, yb)
         if len(yb) and (yb[0].is_floating_point() or yb[0].ndim != 1):
-            raise TypeError(f"labels must be one integer class an image, got {yb[0].dtype} of shape {tuple(yb[0].shape)}")
+            raise TypeError(f"labels must be one integer class per image, got {yb[0].dtype} of shape {tuple(yb[0].shape)}")
 
     def no_labels(self, x):
         if self.unsup_class_id is None:
