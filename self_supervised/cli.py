@@ -486,7 +486,8 @@ def ssl_embed(
     df = embed(load_encoder(encoder).to(default_device()), path, out, bs=bs)
     print(f"{out}: {len(df):,} images, {df.shape[1]-1} features each")
 
-def train_classifier(enc:nn.Module, dls:DataLoaders, epochs:int, lr:float, frozen:bool=False, scratch:bool=False, path:Path|None=None) -> Learner:
+def train_classifier(enc:nn.Module, dls:DataLoaders, epochs:int, lr:float, frozen:bool=False, scratch:bool=False,
+                     path:Path|None=None) -> Learner:
     "The head first, then everything with smaller steps; or, from scratch, everything at once for as many epochs"
     learn = _shown(classifier_learner(enc, dls, frozen=frozen))
     if path: learn.add_cb(MetricsFile(path/'metrics.csv'))

@@ -1,5 +1,6 @@
 "Encoders of every family: flat features of the announced width, forward and backward; and the files."
 import pytest, timm, torch
+from packaging.version import Version
 from fastai.vision.all import Learner, resnet18, xresnet18
 from self_supervised.layers import PoolingType, create_encoder, create_model, load_encoder, model_splitter, num_features, save_encoder
 
@@ -26,6 +27,8 @@ def test_flat_features(arch, size):
 @pytest.mark.parametrize("pool", [None, PoolingType.Fast, PoolingType.Avg, PoolingType.AvgMax, PoolingType.CatAvgMax, PoolingType.Max])
 @pytest.mark.parametrize("arch", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", xresnet18, resnet18])
 def test_pooling(arch, pool, n_in):
+    if (arch, pool) == ("convnext_atto", PoolingType.CatAvgMax) and Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip("the norm in timm's own head then expects half the width")
     enc = create_encoder(arch, False, n_in, pool)
     assert enc(torch.randn(2, n_in, 64, 64)).shape == (2, enc.nf)
 

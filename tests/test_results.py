@@ -12,7 +12,7 @@ import tables
 from tables import *
 
 number = r'(?:\d[\d,]*)?(?:\.\d+)?'
-figure = re.compile(rf'(?<![\w.,^{{(\[/=:-])(?:{number} ± {number}|{number} ?%|{number}×|{number} (?:s|ms|MB|GB|seconds?|minutes?|milliseconds?|times|points?)\b|0?\.\d{{3}}\b)')
+figure = re.compile(rf'(?<![\w.,^{{(\[/=:-])(?:{number} ± {number}|{number} ?%|{number}×(?! ?\d)|{number} (?:s|ms|MB|GB|seconds?|minutes?|milliseconds?|times|points?)\b|0?\.\d{{3}}\b)')
 
 def text_of(path):
     "What a page says outside of code, formulas, links and generated tables"
@@ -59,13 +59,14 @@ measured = {
     '12_vision.moco.ipynb': lambda: over_pixels('MOCO'), '13_vision.byol.ipynb': lambda: over_pixels('BYOL'), '14_vision.simsiam.ipynb': lambda: over_pixels('SimSiam'),
     '15_vision.nnclr.ipynb': lambda: over_pixels('NNCLR'), '16_vision.barlow_twins.ipynb': lambda: over_pixels('BarlowTwins'),
     '17_vision.vicreg.ipynb': lambda: over_pixels('VICReg') | over_labels('VICReg'), '18_vision.swav.ipynb': lambda: over_pixels('SWAV'),
-    '20_vision.dino.ipynb': lambda: over_pixels('DINO'), '91_which_method.ipynb': lambda: over_labels('SupCon', 'VICReg', 'SimCLR'),
+    '20_vision.dino.ipynb': lambda: over_pixels('DINO'), '91_which_method.ipynb': lambda: over_labels('SupCon', 'VICReg', 'SimCLR', 'LeJEPA'),
+    '21_vision.lejepa.ipynb': lambda: over_pixels('LeJEPA') | over_labels('LeJEPA') | {over('LeJEPA', 'SimCLR')[0]},
     '81_training.precision.ipynb': lambda: {f"{r['knn']:.3f} ± {r['std']:.3f}" for r in read('precision_knn').to_dict('records')},
     '83_training.big_batches.ipynb': lambda: {mb(row('chunks').whole_mb), mb(row('chunks').chunks_mb), f"{row('chunks').whole_s:.1f} s", f"{row('chunks').chunks_s:.1f} s"},
     '92_few_labels.ipynb': lambda: set(map(plain, read('photos').drop(columns='seed').select_dtypes('number').mean()))}
 
 chosen = { # What a page sets, defines or takes from a paper, which nothing measured
-    'README.md': {'6 GB'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '06_data.ipynb': {'1.25 times'},
+    'README.md': {'6 GB'}, 'benchmarks.md': {'1.25 times'}, '03_losses.ipynb': {'17 points'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '06_data.ipynb': {'1.25 times'},
     '73_evaluation.alarms.ipynb': {'100 times','3 %'}, '77_evaluation.cleaning.ipynb': {'1.25 times','10 %','99 %'}, '82_training.checkpoint.ipynb': {'50 times','60 MB'},
     '83_training.big_batches.ipynb': {'16 MB','64 MB','16 times'}, '87_training.settings.ipynb': {'.004','.996','33 times'}, '93_choosing_views.ipynb': {'8 %'}}
 

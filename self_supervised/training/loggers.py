@@ -9,6 +9,7 @@ __all__ = ['wandb_args', 'mend_wandb', 'check_loggers', 'prepare_loggers', 'log_
 import sys
 from contextlib import contextmanager
 from fastai.callback.progress import CSVLogger
+from fastcore import basics
 from fastai.vision.all import *
 from ..augmentations import no_random_change, show_views
 from ..callback import FitCallback, SSLCallback, current_fit, replacing, trains
@@ -19,12 +20,13 @@ from ..evaluation.pictures import plot_embedding
 def wandb_args(o:object) -> dict: # Names and values
     "Arguments of `o` for the config of W&B: fastcore's `init_args`, also of numbers, and without data and weights"
     if not hasattr(o, '__dict__') or isinstance(o, DataLoader): return {}
-    return {k:v for k,v in init_args(o).items() if k not in ('dls','model','cbs','state')}
+    return {k:v for k,v in basics.init_args(o).items() if k not in ('dls','model','cbs','state')}
 
 def mend_wandb():
     "Let `WandbCallback` ask `wandb_args`, if it is imported and would ask fastcore's `init_args`"
     mod = sys.modules.get('fastai.callback.wandb')
-    if getattr(mod, 'init_args', None) is init_args: mod.init_args = wandb_args
+    theirs = getattr(basics, 'init_args', None)                                    # since fastcore 2
+    if theirs and getattr(mod, 'init_args', None) is theirs: mod.init_args = wandb_args
 
 # %% ../../nbs/86_training.loggers.ipynb #fca592a0
 def _is(cb:Callback, *names):

@@ -23,7 +23,8 @@ def create_lejepa_model(encoder:nn.Module, hidden_size:int=2048, projection_size
 def get_lejepa_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, resize_scale:tuple=(.3,1.), small_scale:tuple=(.05,.3),
                              rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1), **kwargs) -> list:
     "LeJEPA's two large and six small views"
-    return get_multi_crop_pipelines(size, small_size, resize_scale=resize_scale, small_scale=small_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
+    return get_multi_crop_pipelines(size, small_size, resize_scale=resize_scale, small_scale=small_scale, rotate=rotate,
+                                    jitter_s=jitter_s, **kwargs)
 
 # %% ../../nbs/21_vision.lejepa.ipynb #cd48bd00
 class LeJEPA(TermsMixin, SSLCallback):
