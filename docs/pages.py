@@ -28,7 +28,7 @@ when = { # For whom each method is
     'VICReg':      "As Barlow Twins, and its three terms show what is wrong when it does not learn",
     'SWAV':        "Images fall into groups; small views make much of few images",
     'DINO':        "Vision transformers, and features for nearest neighbours or segmentation; needs many steps",
-    'LeJEPA':      "You do not want to tune: no teacher, no temperature, no queue, and one weight that its authors never change"}
+    'LeJEPA':      "You do not want to tune: no teacher, no temperature, no queue, and one weight"}
 
 questions = [ # Of the decision table
     ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),

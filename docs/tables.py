@@ -1,5 +1,5 @@
 """The tables of README, notebooks and site, made of the measurements in benchmarks/results: python docs/tables.py fills them in, between the comments that name them.
-What these pages say of measurements in their text is in `stated`, and tests/test_results.py finds no other."""
+tests/test_results.py looks up the figures in their text."""
 import json
 from pathlib import Path
 

@@ -22,7 +22,7 @@ papers = {
     'VICReg':      dict(arxiv='2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000),
     'SWAV':        dict(arxiv='2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840),
     'DINO':        dict(arxiv='2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03),
-    'LeJEPA':      dict(arxiv='2511.08544', opt='AdamW', lr=5e-4, wd=.05, bs=512, epochs=100)}
+    'LeJEPA':      dict(arxiv='2511.08544')}
 
 heads = { # Widths in the papers, and those measured on digits
     'SimCLR':      dict(hidden_size=(2048,256), projection_size=(128,128)),
@@ -104,7 +104,7 @@ small_batch = { # Images per batch below which it is small for a method, and why
     'MOCOV3':      (256, "the paper has 4,096; MOCO has a queue for small batches"),
     'BarlowTwins': (64, "correlations over few images are noisy"),
     'VICReg':      (64, "variances over few images are noisy"),
-    'LeJEPA':      (128, "few embeddings for a test of their distribution; the paper has 128 and more")}
+    'LeJEPA':      (128, "few embeddings for a test of their distribution")}
 
 def _temperature(s, a):
     "Temperature, and what makes up for small batches"
@@ -149,7 +149,7 @@ def _own(s, a):
     if a.name == 'BarlowTwins':
         why = "5e-3 (8,192/width)^.4: the paper's 5e-3 for 8,192, and .02 for 256 as measured"
         s.add('method', why, f'{a.paper}, measured', lmb=round(5e-3*(8192/s.model.projection_size)**.4, 4))
-    if a.name == 'LeJEPA': s.add('method', "the paper's for all encoders and data it tries", a.paper, lmb=.05)
+    if a.name == 'LeJEPA': s.add('method', "as in the paper", a.paper, lmb=.05)
     if a.name == 'VICReg': s.add('method', "of the paper's formula", a.paper, invariance=25., variance=25., covariance=1.)
     if a.name == 'SWAV':
         n = min(max(a.n_images//20, 32), 3000)

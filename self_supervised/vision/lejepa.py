@@ -33,7 +33,7 @@ class LeJEPA(TermsMixin, SSLCallback):
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_lejepa_aug_pipelines`
         lmb:float=.05, # Weight λ of SIGReg, in [0, 1]
-        large_crop_ids:list|tuple=(0,1), # Views whose mean the others are drawn to
+        large_crop_ids:list|tuple|None=(0,1), # Views whose mean the others are drawn to; None is all, the paper's choice for convolutions
         n_directions:int=1024, # Along which embeddings are compared with a normal, drawn anew in each step
         print_augs:bool=False # Print the pipelines
     ):
