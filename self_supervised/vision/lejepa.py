@@ -45,7 +45,7 @@ class LeJEPA(TermsMixin, SSLCallback):
 
     def directions(self, d:int) -> Tensor:
         "(d, n_directions) of this step, the same in all processes and after a resume; always the same in validation"
-        step = self.train_iter+1 if self.training else 0
+        step = (self.epoch << 32) + self.iter + 1 if self.training else 0
         return F.normalize(torch.randn(d, self.n_directions, generator=torch.Generator().manual_seed(step)), dim=0)
 
     def lf(self, pred, *yb):
