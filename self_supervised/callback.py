@@ -6,7 +6,7 @@
 __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating', 'FitCallback', 'Contexts', 'group_views',
            'in_view_order', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep', 'SSLCallback',
            'StagedMixin', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin', 'KeyQueueCallback',
-           'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size']
+           'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size', 'learner_reader']
 
 # %% ../nbs/05_callback.ipynb #5b9c880b
 import inspect, warnings
@@ -20,7 +20,7 @@ from . import layers
 from .layers import compiled_in_place, tiled
 from .augmentations import *
 from .collectives import *
-from .images import FileTransform
+from .images import FileTransform, ReadImage
 from .momentum import *
 from .processes import *
 
@@ -482,6 +482,11 @@ def learner_size(learn:Learner) -> tuple|None:
     fs = cb.aug_pipelines[0].fs[:1] if cb else [o for o in getattr(after, 'fs', []) if isinstance(o, WholeViews)]
     return first(getattr(o, 'size', None) for o in fs)
 
+def learner_reader(learn:Learner) -> ReadImage|None:
+    "What reads the files of the learner's images, if they come from `folder_dls`"
+    tls = getattr(learn.dls.valid_ds, 'tls', [])
+    return first(o for o in (tls[0].tfms.fs if len(tls) else []) if isinstance(o, ReadImage))
+
 @patch
 def summary(self:Learner):
     "fastai's, with the loss of the method"
@@ -504,11 +509,13 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "`layers.save_encoder` by the first process; `stats` default to those of the views, whose size goes into the file"
+    "`layers.save_encoder` by the first process; `stats` default to those of the views, whose size goes into the file, as does how images are read"
     if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
-    return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self))
+    reader = learner_reader(self)
+    return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
+                               reader and dict(method=reader.method, white=reader.white))
 
 # %% ../nbs/05_callback.ipynb #0596cfe5
 @patch

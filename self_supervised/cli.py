@@ -144,24 +144,25 @@ def _refuse(path, why, **args):
 def read_images(
     path:str, # Folder of images, or the name of a data set in `built_in`
     size:int, # Height and width of the views
-    bs:int=64, # Images per batch
+    bs:int|None=None, # Images per batch; None as in `folder_dls`
     labels:str|None=None, cols:str|None=None, # 'parent', or a table and its two columns
     n_labels:int|None=None, # Labels per class that are kept in training, of a data set in `built_in`
     valid:str|None=None, # What is held out: a share, or the name of folders; None is a fifth of a folder
     n_in:int=3, # Channels
     cache:str|Path|None=None, # Folder of decoded images, of a folder
     workers:int|None=None, # Processes that read images, of a folder; None leaves it to fastai
-    seed:int=42 # Draws what is held out
+    seed:int=42, # Draws what is held out
+    method:str='crop', white:float|None=None # How the files of a folder become images of one size, as in `read_image`
 ) -> DataLoaders:
     "Loaders of a folder of images, or of a data set that is here"
     if str(path) in built_in:
-        _refuse(path, 'it is for folders, not for', labels=labels, cols=cols, valid=valid, workers=workers)
-        return built_in[str(path)][0](n_labels, bs=bs, seed=seed, **(dict(size=size) if str(path) == 'digits' else {}))
+        _refuse(path, 'it is for folders, not for', labels=labels, cols=cols, valid=valid, workers=workers, white=white)
+        return built_in[str(path)][0](n_labels, bs=ifnone(bs, 64), seed=seed, **(dict(size=size) if str(path) == 'digits' else {}))
     if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}, nor is that one of {', '.join(built_in)}")
     _refuse(path, "it is for data sets whose labels are all known, not for the folder", n_labels=n_labels)
     more = {} if workers is None else dict(num_workers=workers)
     return folder_dls(path, round(size*1.25), _labels(labels), bs, cache=cache, valid=_share_or_name(valid or .2),
-                      n_in=n_in, seed=seed, cols=_columns(cols, labels), **more)
+                      n_in=n_in, seed=seed, cols=_columns(cols, labels), method=method, white=white, **more)
 
 # %% ../nbs/60_cli.ipynb #c6498cbf
 methods = { # Callback, model and views of each
@@ -240,6 +241,7 @@ def ssl_views(
     n:int=4, # Images
     out:Path=Path('views.png'), # Picture to write
     n_in:int=3, # Channels of the images of a folder
+    white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits
     set:_settings=None, # Settings of the views
     seed:int=0 # Draws images and views
 ):
@@ -254,7 +256,7 @@ def ssl_views(
     asked = parse_settings(set or [])
     no_views = [o['name'] for o in change_settings(Suggestion(), method, asked).why if o['part'] != 'views']
     if no_views: raise ValueError(f"set: ssl_views takes settings of the views, not {no_views[0]}")
-    x = first(read_images(path, size, n, n_in=n_in).train)[0]
+    x = first(read_images(path, size, n, n_in=n_in, white=white).train)[0]
     s = suggest(methods[method][0], 10_000, 64, size)                     # whose views depend on the size alone
     s.add('views', f"for {path}", 'images', **_views(path, n_in))
     show_views(methods[method][2](size, **change_settings(s, method, asked).views), x)
@@ -337,7 +339,7 @@ def ssl_pretrain(
     arch_set:_settings=None, # Arguments of the architecture
     size:int=None, # Height and width of the views in pixels; 128 for folders
     epochs:int=None, # Epochs; some 10,000 steps if none are given
-    bs:int=64, # Images per batch, of each process
+    bs:int=None, # Images per batch, of each process; 64, or half of all if they are fewer than 128
     lr:float=None, # Largest learning rate
     set:_settings=None, # Other settings
     labels:str=None, # Labels of a folder: `parent` for the names of its folders, or a table (CSV, Excel)
@@ -348,6 +350,7 @@ def ssl_pretrain(
     pretrained:bool=False, # Start from the library's weights, which needs a network once
     encoder:Path=None, # Start from this encoder file
     n_in:int=3, # Channels of the images of a folder
+    white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
     no_cache:bool=False, # Decode the images in every epoch, if the disk is too small for all of them
     workers:int=None, # Processes that read images
@@ -387,10 +390,10 @@ def ssl_pretrain(
     if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     set_seed(seed)
     cache = None if no_cache else cache or out.parent/'decoded'
-    dls = read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, workers, seed)
+    dls = read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, workers, seed, white=white)
     if share is not None or 'supcon' in method and 'unsup' in dls.vocab: dls = mixed_batches(dls, ifnone(share, .5))
     enc = load_encoder(encoder) if encoder else new_encoder(arch, pretrained, n_in, size, **parse_settings(arch_set or []))
-    s = suggest(methods[method][0], len(dls.train_ds), bs*max(num_distrib(), 1), size, epochs, **encoder_shape(enc))
+    s = suggest(methods[method][0], len(dls.train_ds), dls.train.bs*max(num_distrib(), 1), size, epochs, **encoder_shape(enc))
     if pretrained or encoder: s.add('fit', "a tenth, as this encoder has learned before", 'judgement', lr_max=s.fit.lr_max/10)
     s.add('views', f"for {path}", 'images', **_views(path, n_in, getattr(enc, 'info', {}).get('stats')))
     change_settings(s, method, {**({'lr_max':lr} if lr else {}), **parse_settings(set or [])})
@@ -409,6 +412,7 @@ def ssl_pretrain(
                 note_asked(out/'training.json', asked, bf16)
                 if precision == 'auto': print(f"  precision: {'bf16, which is' if bf16 else 'fp32, as bf16 is not'} faster here (measured)")
             learn.resume(out/'checkpoints', missing_ok=True)
+            if hasattr(learn, 'resumed') and not rank_distrib(): print(f"Going on from {learn.resumed.where}")
             getattr(learn, s.schedule)(**s.fit)
         finish(learn, out, not no_report)
     if several: torch.distributed.destroy_process_group()
@@ -436,7 +440,8 @@ def _encoder_data(path, info, bs, labels, cols, n_labels, valid, seed, cache, fi
     size,n_in = first(L(info.get('size'))),info['n_in']
     if not size: raise ValueError(f"encoder: {file} does not say on which size of images it was trained: write it with learn.save_encoder")
     labels = labels or (None if path in built_in else 'parent')
-    return read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, None, seed)
+    reading = {} if path in built_in else info.get('reading') or {}
+    return read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, None, seed, **reading)
 
 @command
 def ssl_evaluate(
@@ -447,7 +452,7 @@ def ssl_evaluate(
     cols:str=None, # Two columns of the table: names and labels, as in `file,defect`
     valid:str=None, # Test images: a share, or the name of folders; a fifth if none is given
     n:int=10_000, # At most so many images for training and for test
-    bs:int=64, # Images per batch
+    bs:int=None, # Images per batch; 64, or half of all if they are fewer than 128
     cache:Path=None, # Folder of decoded images
     seed:int=0 # Draws test images, labels and the untrained encoder
 ):
@@ -509,7 +514,7 @@ def ssl_finetune(
     n_labels:int=None, # Labels per class that are used, of a data set that is here
     valid:str=None, # What is held out: a share, or the name of folders; a fifth if none is given
     repeat:int=1, # How often an epoch shows an image: more for few images
-    bs:int=64, # Images per batch
+    bs:int=None, # Images per batch; 64, or half of all if they are fewer than 128
     frozen:bool=False, # Train the head alone
     no_baseline:bool=False, # Without the same classifier from scratch beside it
     cache:Path=None, # Folder of decoded images
@@ -527,7 +532,7 @@ def ssl_finetune(
     out.mkdir(parents=True, exist_ok=True)
     size,n_in = info['size'],info['n_in']
     aug = get_supcon_aug_pipelines(tuple(size), **_views(path, n_in, info.get('stats')))[0]
-    few = labelled_dls(dls, aug=aug, bs=bs, repeat=repeat)
+    few = labelled_dls(dls, aug=aug, bs=dls.train.bs, repeat=repeat)
     print(f"{len(few.train_ds)//repeat} labelled images of {few.c} classes, {len(few.valid_ds)} held out")
     learn = train_classifier(enc, few, epochs, lr, frozen, path=out)
     res = {'this encoder':learn.final_record[-1]}

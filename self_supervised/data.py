@@ -210,7 +210,7 @@ def folder_dls(
     path:str|Path, # Folder of the images, searched with all its subfolders
     size:int|tuple=128, # Height and width of the images
     labels:str|Path|pd.DataFrame|Callable|None=None, # 'parent', a function of the path, a table (CSV, Excel, data frame); None for none
-    bs:int=64, # Images per batch
+    bs:int|None=64, # Images per batch; None is 64, or half of the images if they are fewer than 128
     cache:str|Path|None=None, # Folder for the decoded images; None decodes the files in every epoch
     valid:float|str|Callable=.2, # What is held out: a share, the images in folders of that name, or those for which a function is true
     share:float|None=None, # Share of labelled images in a training batch, see `SharedDL`; None leaves it to chance
@@ -241,6 +241,7 @@ def folder_dls(
         raise ValueError(f"share={share!r}: every image has a label, so there are none to share a batch with: leave share out, or put "
                          f"unlabelled images into a folder named {unsup!r}")
     splits = split_files(files, path, valid, lbls, unsup, seed)
+    bs = ifnone(bs, min(64, max(len(splits[0])//2, 2)))
     if bs > len(splits[0]): raise ValueError(f"bs={bs} is more than the {len(splits[0])} images for training: choose a smaller one")
     dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL)
     if cache is not None: kwargs = {'num_workers':0, **kwargs}

@@ -253,15 +253,16 @@ def save_encoder(
     encoder:nn.Module, # The encoder
     path:str|Path, # Where to; the folder is made
     stats:tuple|None=None, # (mean, std) per channel that the images were normalised with; None is what `encoder.info` says
-    size:int|tuple|None=None # Height and width of the images it was trained on
+    size:int|tuple|None=None, # Height and width of the images it was trained on
+    reading:dict|None=None # How their files were read: `method` and `white` of `read_image`
 ) -> Path:
     "Write `encoder` as safetensors, with all that `load_encoder` needs in the header"
     encoder,path = getattr(encoder, '_orig_mod', encoder),Path(path)
     info = getattr(encoder, 'info', {})
-    stats,size = ifnone(stats, info.get('stats')),ifnone(size, info.get('size'))
+    stats,size,reading = (ifnone(o, info.get(k)) for k,o in dict(stats=stats, size=size, reading=reading).items())
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(getattr(encoder, 'spec', {}), stats=stats and [list(map(float, o)) for o in stats],
-                size=size and list(check_size(size)), nf=getattr(encoder, 'nf', None))
+                size=size and list(check_size(size)), reading=reading, nf=getattr(encoder, 'nf', None))
     save_file({k:v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}, path,
               {'self_supervised':self_supervised.__version__, 'encoder':json.dumps(meta), 'format':'pt'})
     mask = os.umask(0)
@@ -270,7 +271,7 @@ def save_encoder(
     return path
 
 def encoder_info(path:str|Path) -> dict:
-    "Architecture, pooling, channels, width, normalisation, image size and library version that stand in an encoder file"
+    "Architecture, pooling, channels, width, normalisation, size and reading of images, and library version, out of an encoder file"
     try:
         with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     except SafetensorError as e: raise ValueError(f"path: {path} is no safetensors file, or is cut short ({e})") from e
@@ -283,6 +284,7 @@ def encoder_info(path:str|Path) -> dict:
 
 _loads = re.compile('pretrained|weights|checkpoint|cache|url|file')               # arguments by which an architecture reads something else
 
+def _above_0(o): return o is None or type(o) in (int,float) and o > 0
 def _plain(o): return isinstance(o, (str,int,float,bool,type(None))) or isinstance(o, list) and all(map(_plain, o))
 
 def _check_info(info, path, allow_hub):
@@ -299,6 +301,10 @@ def _check_info(info, path, allow_hub):
     if size is not None and not (is_listy(size) and len(size) == 2 and all(type(o) is int and 1 <= o <= 10_000 for o in size)):
         refuse(f"has size={size!r}, which is no height and width")
     if stats is not None and not numbers: refuse(f"has stats={stats!r}, which are no mean and standard deviation")
+    reading = ifnone(info.get('reading'), {})
+    if not (isinstance(reading, dict) and {*reading} <= {'method','white'} and reading.get('method', 'crop') in ('crop','squish','pad')
+            and _above_0(reading.get('white'))):
+        refuse(f"has reading={reading!r}, which is no method and white of read_image")
     for k,v in kwargs.items():
         if isinstance(v, int) and abs(v) > most: refuse(f"has the argument {k}={v!r}, more than the file has bytes")
         if not _plain(v) or _loads.search(k): refuse(f"has the argument {k}={v!r}, which an encoder file may not set")

@@ -58,6 +58,9 @@ def test_images():
     assert 'images repeat' in started(loaders(items([image(i%3) for i in range(24)])))
     assert 'blank images' in started(loaders(items([torch.full((3,24,24), .1*(i%5)) for i in range(24)])))
     assert 'blank images' in started(loaders(items([torch.zeros(3,24,24, dtype=torch.uint8) for i in range(24)])))
+    twelve_bits_in_sixteen = [image(i)*4095/65535 for i in range(24)]
+    assert 'dark images' in started(loaders(items(twelve_bits_in_sixteen)))
+    assert 'dark images' in started(loaders(items([(o*255).byte() for o in twelve_bits_in_sixteen])))
 
 def test_validation_set_in_training(tmp_path):
     good = [image(i) for i in range(24)]

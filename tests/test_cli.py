@@ -2,12 +2,12 @@
 import os, pty, re, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 
-import pandas as pd, pytest, timm, torch
+import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch
 from safetensors.torch import load_file
 from self_supervised import cli
 from self_supervised.cli import change_settings, methods, parse_settings, ssl_pretrain
 from self_supervised.training.settings import Suggestion, papers
-from self_supervised.vision.all import SSLCallback, load_encoder, sample_photos
+from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
 
 bin_ = Path(sys.executable).parent
 env = {k:v for k,v in os.environ.items() if k != 'PYTHONWARNINGS'} | {'OMP_NUM_THREADS':'1'}
@@ -69,7 +69,7 @@ def test_stopped_and_continued(trained, photos, tmp_path):
     for sig,code in ((signal.SIGINT,130), (signal.SIGTERM,143)):
         rc,_,err = interrupt(args, sig)
         assert rc == code and 'same command goes on' in err and 'Traceback' not in err and not (out/'encoder.safetensors').exists()
-    run('ssl_pretrain', *args)
+    assert re.search(r'Going on from epoch \d, batch \d', run('ssl_pretrain', *args).stdout)
     pd.testing.assert_frame_equal(table(out), table(trained[0]))
     a,b = (load_file(o/'encoder.safetensors') for o in (out, trained[0]))
     assert all(torch.equal(a[k], b[k]) for k in b)
@@ -124,6 +124,26 @@ def test_evaluate_embed_finetune_views(trained, photos, tmp_path, typed):
     assert list(df.index) == ['this encoder','from scratch'] and df.between(0, 1).all()
     typed('ssl_views', photos, '--method', 'swav', '--size', 48, '--set', 'n_small=2', '--out', tmp_path/'v.png', '--n', 2)
     assert (tmp_path/'v.png').read_bytes()[:4] == b'\x89PNG'
+
+def test_few_images_of_12_bits(tmp_path, typed):
+    "A microscope's files in 16 bits, fewer than a batch: dark until `--white` says what is white, which the encoder file remembers"
+    rng = np.random.default_rng(0)
+    (tmp_path/'slides').mkdir()
+    for i in range(30): PIL.Image.fromarray(rng.integers(0, 4096, (40,40), dtype=np.uint16)).save(tmp_path/'slides'/f'{i}.png')
+    args = [tmp_path/'slides', '--epochs', 1, '--arch', 'resnet10t', '--size', 32, '--precision', 'fp32', '--no-report', '--no-cache', '--n-in', 1]
+    said = typed('ssl_pretrain', *args, '--out', tmp_path/'dark')
+    assert 'dark images' in said and '--white 4095' in said and '24 images' in said
+    said = typed('ssl_pretrain', *args, '--white', 4095, '--out', tmp_path/'a')
+    assert 'dark images' not in said
+    enc = load_encoder(tmp_path/'a'/'encoder.safetensors')
+    assert enc.info['reading'] == dict(method='crop', white=4095)
+    typed('ssl_embed', tmp_path/'slides', '--encoder', tmp_path/'a'/'encoder.safetensors', '--out', tmp_path/'f.parquet')
+    df = pd.read_parquet(tmp_path/'f.parquet').set_index('file')
+    f = tmp_path/'slides'/'0.png'
+    im = TensorImageBW(torch.from_numpy(np.array(read_image(f, 32, n_in=1, white=4095)))[None,None])
+    x = NormalizeViews.from_stats(*enc.info['stats'], cuda=False)(im.float()/255)
+    torch.testing.assert_close(torch.tensor(df.loc[str(f)].to_numpy()), enc.eval()(x.as_subclass(torch.Tensor))[0], atol=1e-5, rtol=1e-4, check_dtype=False)
+    typed('ssl_views', tmp_path/'slides', '--white', 4095, '--n-in', 1, '--size', 32, '--out', tmp_path/'v.png')
 
 def test_a_table_of_few_labels(photos, tmp_path, typed):
     "SupCon mixes labelled and unlabelled images by itself; the report has an evaluation"

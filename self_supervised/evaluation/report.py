@@ -141,6 +141,9 @@ def _verdict(learn) -> str:
     cb = first(learn._grab_cbs(Alarms))
     if cb is None or not hasattr(cb, 'raised'): return '<p>Nobody watched this training: add <code>Alarms()</code> to its callbacks.</p>'
     if cb.raised: return ''.join(f'<p class="bad"><strong>Alarm.</strong> {escape(str(o))}</p>' for o in cb.raised)
+    if cb.n_steps < cb.min_steps:
+        return (f'<p class="unsure"><strong>Too short to be judged.</strong> Alarms judge a training from its step {cb.min_steps} on '
+                f'(<code>min_steps</code>); this one had {cb.n_steps}.</p>')
     seen,s = '',cb.looks[-1] if cb.looks else {}
     if s:
         when = 'Before the first step' if s.epoch < 0 else 'After the last epoch'

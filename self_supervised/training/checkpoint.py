@@ -367,6 +367,11 @@ class Resumed(Callback):
     def __init__(self, state:dict, source:str, exact:bool=True):
         store_attr(); self.n_over,self.rng,self.told = 0,None,False
 
+    @property
+    def where(self) -> str:
+        "Where the next fit begins, in words"
+        return f"epoch {self.state['epoch']}, batch {self.state['iter']} ({self.source})"
+
     def before_fit(self):
         "Keep the batch of all processes together, if there are more or fewer of them"
         if self.exact or not self.state or not trains(self.learn): return
