@@ -509,7 +509,7 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "`layers.save_encoder` by the first process; `stats` default to those of the views, whose size goes into the file, as does how images are read"
+    "`layers.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
     if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()

@@ -1,10 +1,11 @@
-"Run the code of the README, in its order, in this folder, on photographs made here: python readme.py README.md"
+"Run the code of pages, in its order, in this folder, on photographs made here: python readme.py README.md docs/faq.md"
 import re
 import sys
 import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use('Agg')
 from fastai.vision.all import Learner
@@ -13,20 +14,22 @@ from self_supervised.data import sample_photos
 
 def one_epoch(self, n_epoch, *args, fit=Learner.fit, **kwargs): return fit(self, 1, *args, **kwargs)
 
-def main(readme:Path):
+def main(*pages:Path):
     Learner.fit = one_epoch
     sample_photos('photos', n=8, size=64)
     Path('photos/unsup').mkdir()
     for f in list(Path('photos/train/coffee').iterdir())[:6]: f.rename(Path('photos/unsup')/f.name)     # some are unlabelled
-    blocks,names = re.findall(r'```python\n(.*?)```', readme.read_text(), re.S),{}
+    Path('tiles').mkdir()
+    for i in range(40): np.save(f'tiles/{i}.npy', np.random.default_rng(i).integers(0, 10_000, (4,40,40), dtype=np.uint16))
+    blocks,names = [b for p in pages for b in re.findall(r'```python\n(.*?)```', p.read_text(), re.S)],{}
     assert len(blocks) >= 4
     for b in blocks:
         b = b.replace('distrib_ctx()', 'distrib_ctx(sync_bn=False, cpu=True)').replace('resnet18', 'resnet10t')       # without GPUs, and sooner
-        exec(compile(b, '<README>', 'exec'), names)
+        exec(compile(b, '<page>', 'exec'), names)
     missing = {'encoder.safetensors','features.parquet','classifier.pkl','runs','pretrained.pkl','report.html'} - {o.name for o in Path().iterdir()}
-    assert not missing, f"the README did not write {missing}"
+    assert not missing, f"the pages did not write {missing}"
 
 if __name__ == '__main__':
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        main(Path(sys.argv[1]))
+        main(*map(Path, sys.argv[1:]))

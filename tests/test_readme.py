@@ -1,4 +1,4 @@
-"The code of the README runs with the wheel, away from the sources."
+"The code of README and FAQ runs with the wheel, away from the sources."
 import os
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def test_code_runs(wheel, tmp_path):
     env = {**os.environ, 'PYTHONPATH':str(wheel)}
     where = run(sys.executable, '-c', 'import self_supervised; print(self_supervised.__file__)', env=env, cwd=tmp_path)
     assert where.startswith(str(wheel))
-    run(sys.executable, '-W', 'ignore', root/'tests'/'readme.py', root/'README.md', env=env, cwd=tmp_path)
+    run(sys.executable, '-W', 'ignore', root/'tests'/'readme.py', root/'README.md', root/'docs'/'faq.md', env=env, cwd=tmp_path)
 
 @pytest.mark.parametrize('command', ['ssl_views','ssl_pretrain','ssl_evaluate','ssl_embed','ssl_finetune'])
 def test_commands_are_there(wheel, command, tmp_path):

@@ -167,7 +167,8 @@ def few_directions(s:AttrDict):
     least = (.06 if s.step_size > .03 else .03)*s.width
     if hasattr(s.cb, 'sup_lf'): least = min(least, len(getattr(s.learn.dls, 'vocab', None) or [0]*100)/2)
     if s.rankme < least:
-        return Alarm('few directions', f'RankMe of the embeddings, which could be {s.width},', s.rankme, 1, 'is a line',
+        return Alarm('few directions', f'RankMe, the number of directions in use, of which there are {s.width},', s.rankme, 1,
+                     'is all of them on a line',
                      ('a lower learning rate','more BatchNorm in the projector, or a method with a term against it, e.g. VICReg'))
 
 def loss_trivial(s:AttrDict):
