@@ -22,16 +22,18 @@ when = { # For whom each method is
     'MOCO':        "Contrastive learning with small batches: negatives come from a queue",
     'MOCOV3':      "Vision transformers, with large batches",
     'BYOL':        "Small batches, and images among which many are alike, as it has no negatives; needs many steps",
-    'SimSiam':     "As BYOL, without a teacher's memory; needs many steps",
-    'NNCLR':       "Views change little of an image: its positives are the nearest neighbours in a queue",
+    'SimSiam':     "As BYOL, but without a teacher; needs many steps",
+    'NNCLR':       "Augmentations are weak: the nearest neighbour in a queue takes the place of an image's other view",
     'BarlowTwins': "Small batches, no teacher and no negatives; takes memory for its wide projector",
     'VICReg':      "As Barlow Twins, and its three terms show what is wrong when it does not learn",
     'SWAV':        "Images fall into groups; small views make much of few images",
     'DINO':        "Vision transformers, and features for nearest neighbours or segmentation; needs many steps",
-    'LeJEPA':      "You do not want to tune: no teacher, no temperature, no queue, and one weight"}
+    'LeJEPA':      "You do not want to tune: no teacher, no temperature, no queue, and one weight",
+    'Distill':     "There is a better encoder than you can train, such as a foundation model, and it is too large or too slow for its use"}
 
 questions = [ # Of the decision table
     ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),
+    ("Is there a good encoder for such images, but too large a one?", "Distill"),
     ("Is the encoder a vision transformer?", "DINO or MOCOV3"),
     ("Fewer than 256 images in a batch?", "VICReg or MOCO; SimCLR with decoupled=True"),
     ("Are many images nearly alike (frames, slices, tiles)?", "BYOL or VICReg, which push no two images apart"),
@@ -55,10 +57,20 @@ def shown(path:Path):
     nb.cells = [c for c in keep if c.source.strip()]
     return nb
 
+def result(name:str, df) -> str:
+    "On the digits; the page of a method that cannot be compared there has a section of its own"
+    if name not in df: return ''
+    rows = [(f"**{n}**" if n == name else n, spread(df[n])) for n in sorted((name, *baselines), key=lambda o: -df[o].mean())]
+    return f"""## Result
+
+Accuracy on held-out digits with 5 labels per class, {len(df)} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. It is the accuracy of nearest neighbours, except for the labels alone, which train a classifier.
+
+{markdown(['','accuracy'], rows)}
+"""
+
 def about(name:str) -> str:
     "What stands at the end of a method's page"
     s,df,module = suggest(name, 5000, 64, 128),accuracy(),methods[names[name]][0].__module__
-    rows = [(f"**{n}**" if n == name else n, spread(df[n])) for n in sorted((name, *baselines), key=lambda o: -df[o].mean())]
     return f"""## When to use {name}
 
 {when[name]}. On the command line: `ssl_pretrain photos --method {names[name]}`.
@@ -69,18 +81,14 @@ What `suggest` proposes for 5,000 images of 128 pixels in batches of 64:
 
 {markdown(['setting','value','reason'], [(f"`{o['name']}`", o['value'], f"{o['reason']} ({o['source']})") for o in s.why])}
 
-## Result
-
-Accuracy on held-out digits with 5 labels per class, {len(df)} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. Nearest neighbours, but for the labels alone, which have a classifier of their own.
-
-{markdown(['','accuracy'], rows)}
+{result(name, df)}
 
 Every argument with its type and meaning is in the reference: [{module}](api/{module}.md).
 """
 
 def choosing() -> str:
     res = accuracy().mean()
-    rows = [(f"[{n}]({page_of(n)}.ipynb)", w, f"{res[n]:.3f}") for n,w in when.items()]
+    rows = [(f"[{n}]({page_of(n)}.ipynb)", w, f"{res[n]:.3f}" if n in res else 'its page') for n,w in when.items()]
     base = ', '.join(f"{n} {res[n]:.3f}" for n in baselines)
     return f"""# Which method?
 
@@ -125,7 +133,7 @@ def main(to:Path):
     for m in modules: (to/'api'/f'{m}.md').write_text(api(m))
     start = linked(nbformat.read(root/'nbs'/'index.ipynb', 4).cells[0].source)
     pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
-    tocs = [toc('Start', ['Quick start <self>','choosing','benchmarks','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
+    tocs = [toc('Start', ['Quick start <self>','choosing','words','benchmarks','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
             toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 89),'scaling','security']),
             toc('Building blocks', pages(0, 9)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
     (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))

@@ -132,7 +132,14 @@ def fashion():
     return (f"{machines('fashion')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
             + markdown(['method','losses and heads of','kNN, 10 labels per class','linear probe, 10 per class','kNN, all labels','linear probe, all labels','learning rate'], rows))
 
-tables = dict(digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion)
+def distilled():
+    df = read('distill')
+    names = {'teacher':'the teacher: SupCon with all labels', 'seed':"student, `'seed'`", 'cosine':"student, `'cosine'`", 'SimCLR':'SimCLR', 'raw pixels':'raw pixels'}
+    rows = [(names[m], n or '', spread(g.accuracy), f'{g.best_epoch.min():.0f} to {g.best_epoch.max():.0f}' if g.best_epoch.notna().any() else '')
+            for (m,n),g in sorted(df.groupby(['method','epochs']), key=lambda o: [*names].index(o[0][0]))]
+    return f"{machines('distill')}; {df.seed.nunique()} seeds\n\n"+markdown(['','epochs','accuracy','best epoch'], rows)
+
+tables = dict(distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_view', 'check_size', 'get_batch_augs',
            'get_multi_aug_pipelines', 'get_asymmetric_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views',
-           'make_views', 'assert_aug_pipelines', 'get_norm', 'decode_views', 'no_random_change', 'show_views',
-           'whole_views', 'WholeViews']
+           'make_views', 'assert_aug_pipelines', 'get_norm', 'norm_stats', 'pipelines_at', 'decode_views',
+           'no_random_change', 'show_views', 'whole_views', 'WholeViews']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
 import warnings
@@ -239,6 +239,25 @@ def get_norm(pipe:Pipeline|None) -> Normalize|None:
     "The `Normalize` of a pipeline, if it has one"
     norms = [o if isinstance(o, Normalize) else getattr(o, 'norm', None) for o in L(getattr(pipe, 'fs', None))]
     return first(o for o in norms if o)
+
+def norm_stats(norm:Normalize|None) -> tuple|None:
+    "(mean, std) per channel of a normalisation"
+    return norm and (norm.mean.flatten().tolist(),norm.std.flatten().tolist())
+
+def pipelines_at(pipes:list, size:tuple|None=None, stats:tuple|None=None) -> list: # None leaves size or normalisation as they are
+    "Copies of pipelines for views of another size or normalisation; drawn by `draw_views` for `pipes`, they show the same"
+    res = deepcopy(pipes)
+    for p in res:
+        view,*more = p.fs
+        if not isinstance(view, ViewAugs):
+            raise ValueError(f"aug_pipelines: views of another size or normalisation need pipelines of get_batch_augs, got {p}")
+        stats_ = ifnone(stats, norm_stats(get_norm(p)))
+        more = [o for o in more if not isinstance(o, Normalize)]
+        view.size,view.stats,view.norm = ifnone(size, view.size),None,None
+        norm = stats_ and NormalizeViews.from_stats(*stats_, cuda=False)
+        if more: p.fs = L(view, *more, *L(norm))
+        else: view.stats,view.norm = stats_,norm
+    return res
 
 def decode_views(pipe:Pipeline, x:Tensor) -> Tensor:
     "Views of `pipe` as one would look at them: normalisation undone, in [0,1]"

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating', 'FitCallback', 'Contexts', 'group_views',
            'in_view_order', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep', 'SSLCallback',
-           'StagedMixin', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin', 'KeyQueueCallback',
-           'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size', 'learner_reader']
+           'StagedMixin', 'taught', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin',
+           'KeyQueueCallback', 'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size',
+           'learner_reader']
 
 # %% ../nbs/05_callback.ipynb #5b9c880b
 import inspect, warnings
@@ -273,7 +274,8 @@ class SSLCallback(ProcessesMixin, FitCallback):
         x,yb = self.learn.x,self.learn.yb
         self.count_images(x)
         self.check_batch(x, yb)
-        views,self.learn.yb = self.inputs(make_views(self.aug_pipelines, x), yb if len(yb) else (self.no_labels(x),))
+        self.drawn = draw_views(self.aug_pipelines, x.as_subclass(torch.Tensor))
+        views,self.learn.yb = self.inputs(make_views(self.aug_pipelines, x, self.drawn), yb if len(yb) else (self.no_labels(x),))
         check_views(self.learn.model, views)
         self.learn.xb,self.view_order = group_views(views)
     def inputs(self, views:list, yb:tuple) -> tuple:
@@ -353,6 +355,13 @@ class StagedMixin:
         if self.training: self.flush()
         self.staged = None
 
+def taught(learn:Learner, f:Callable, views:list) -> Tensor:
+    "fp32 output of `f`, which takes a batch for each size, for `views`; computed in the precision of the student"
+    mp = first(learn._grab_cbs(MixedPrecision))
+    xs,order = group_views([v.as_subclass(torch.Tensor) for v in views])
+    with getattr(mp, 'autocast', None) or nullcontext(): k = f(*xs)
+    return in_view_order(k.float(), order)
+
 class TeacherCallback(SSLCallback):
     "Base of methods with a momentum encoder: the loss gets its output for the views `large_crop_ids` after the labels"
     m,large_crop_ids = .99,None
@@ -369,10 +378,7 @@ class TeacherCallback(SSLCallback):
 
     def teach(self, views:list) -> Tensor:
         "fp32 output of the teacher, computed in the precision of the student"
-        mp = first(self.learn._grab_cbs(MixedPrecision))
-        xs,order = group_views([v.as_subclass(torch.Tensor) for v in views])
-        with getattr(mp, 'autocast', None) or nullcontext(): k = self.encoder_k(*xs)
-        return in_view_order(k.float(), order)
+        return taught(self.learn, self.encoder_k, views)
 
     def inputs(self, views, yb):
         large = views if self.large_crop_ids is None else [views[i] for i in self.large_crop_ids]
@@ -512,7 +518,7 @@ def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
     "`layers.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
     if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
-    if stats is None and norm: stats = norm.mean.flatten().tolist(),norm.std.flatten().tolist()
+    stats = ifnone(stats, norm_stats(norm))
     reader = learner_reader(self)
     return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
                                reader and dict(method=reader.method, white=reader.white))

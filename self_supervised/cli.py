@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['fashion_views', 'built_in', 'methods', 'command', 'stopping', 'PlainTable', 'MetricsFile', 'channel_views',
-           'read_images', 'parse_settings', 'change_settings', 'new_encoder', 'encoder_shape', 'ssl_views',
-           'check_asked', 'note_asked', 'in_bf16', 'mixed_batches', 'pretraining_learner', 'print_settings', 'finish',
-           'ssl_pretrain', 'ssl_evaluate', 'ssl_embed', 'train_classifier', 'ssl_finetune']
+           'read_images', 'parse_settings', 'change_settings', 'encoder_shape', 'ssl_views', 'check_asked',
+           'note_asked', 'in_bf16', 'mixed_batches', 'check_teacher', 'pretraining_learner', 'print_settings', 'finish',
+           'ssl_pretrain', 'ssl_distill', 'ssl_evaluate', 'ssl_embed', 'train_classifier', 'ssl_finetune']
 
 # %% ../nbs/60_cli.ipynb #ca3f079a
 import argparse, ast, inspect, json, os, signal, sys, threading, warnings
@@ -178,7 +178,8 @@ methods = { # Callback, model and views of each
     'vicreg':      (VICReg, create_vicreg_model, get_vicreg_aug_pipelines),
     'swav':        (SWAV, create_swav_model, get_swav_aug_pipelines),
     'dino':        (DINO, create_dino_model, get_dino_aug_pipelines),
-    'lejepa':      (LeJEPA, create_lejepa_model, get_lejepa_aug_pipelines)}
+    'lejepa':      (LeJEPA, create_lejepa_model, get_lejepa_aug_pipelines),
+    'distill':     (Distill, create_distill_model, get_distill_aug_pipelines)}
 
 def parse_settings(settings:list # Each `name=value`
 ) -> dict:
@@ -197,7 +198,7 @@ def change_settings(s:Suggestion, # As `suggest` gave it
     "Put `settings` where they belong; raise for names that no part of the training has"
     cb,model,augs = methods[method]
     own = dict(method=cb.__init__, model=model, views=augs)
-    not_here = 'self','encoder','size','aug_pipelines','kwargs','print_augs','cuda','n_in','xtra_tfms'
+    not_here = 'self','encoder','size','aug_pipelines','kwargs','print_augs','cuda','n_in','xtra_tfms','teacher'
     own = {k:[n for n in inspect.signature(f).parameters if n not in not_here] for k,f in own.items()}
     own['fit'] = ['n_epoch','lr_max','wd','pct_start','div','div_final','moms']
     for k,v in settings.items():
@@ -207,13 +208,6 @@ def change_settings(s:Suggestion, # As `suggest` gave it
             raise ValueError(f"set: {method} has no setting {k!r}. There are, for the {known}")
         s.add(part, "as asked", 'given', **{k:v})
     return s
-
-def new_encoder(arch:str, pretrained:bool, n_in:int, size:int, **kwargs) -> nn.Module:
-    "`create_encoder`, and transformers for images of `size`"
-    enc = create_encoder(arch, pretrained, n_in, **kwargs)
-    given = getattr(getattr(enc, 'patch_embed', None), 'img_size', None)
-    if given in (None,(size,size)): return enc
-    return create_encoder(arch, pretrained, n_in, **{'img_size':size, **kwargs})
 
 def encoder_shape(enc:nn.Module) -> dict: # For `suggest`
     "What kind of encoder it is, and how many pixels lie between its features"
@@ -299,10 +293,18 @@ def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
         raise ValueError(f"share: {sum(labelled)} of {len(labelled)} training images have a label, so there is nothing to mix")
     return DataLoaders(dls.train.new(cls=SharedDL, labelled=labelled, share=share), dls.valid, path=dls.path, device=dls.device)
 
-def pretraining_learner(dls:DataLoaders, method:str, enc:nn.Module, s:Suggestion, size:int, out:Path, every:int) -> Learner:
-    "A learner with the settings `s`, checkpoints, alarms and a file of the table"
+def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None) -> nn.Module|None:
+    "The encoder that `distill` learns from: a file, or a name of timm with its weights, for images of `size` if it is a transformer"
+    if (method == 'distill') != bool(teacher):
+        raise ValueError(f"teacher: distill learns from one, and no other method does; got {teacher!r} for {method}: "
+                         "--teacher FILE of an encoder, or a name of timm")
+    if teacher is None: return
+    return load_encoder(teacher) if Path(teacher).is_file() else new_encoder(teacher, True, n_in, size)
+
+def pretraining_learner(dls:DataLoaders, method:str, enc:nn.Module, s:Suggestion, size:int, out:Path, every:int, **own) -> Learner:
+    "A learner with the settings `s`, arguments of the method's `own`, checkpoints, alarms and a file of the table"
     cb,model,augs = methods[method]
-    own = dict(unsup_class_id=dls.vocab.o2i.get('unsup')) if 'unsup_class_id' in inspect.signature(cb).parameters else {}
+    if 'unsup_class_id' in inspect.signature(cb).parameters: own['unsup_class_id'] = dls.vocab.o2i.get('unsup')
     cbs = [cb(augs(size, **s.views), **own, **s.method), Checkpoint(out/'checkpoints', every), Alarms(),
            MetricsFile(out/'metrics.csv')]
     learn = Learner(dls, model(enc, **s.model), cbs=cbs, path=out, **s.learner)
@@ -349,6 +351,7 @@ def ssl_pretrain(
     valid:str=None, # What is held out: a share, or the name of folders; a fifth if none is given
     pretrained:bool=False, # Start from the library's weights, which needs a network once
     encoder:Path=None, # Start from this encoder file
+    teacher:str=None, # For distill: the file of an encoder to learn from, or a name of timm
     n_in:int=3, # Channels of the images of a folder
     white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
@@ -372,7 +375,7 @@ def ssl_pretrain(
     accelerate launch --num_processes 4 "$(which ssl_pretrain)" photos     four processes"""
     free = 'out','cache','no_cache','workers','every','no_report','dry_run'
     asked = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in (*free,'free')}
-    for k in ('path','labels','encoder'):
+    for k in ('path','labels','encoder','teacher'):
         if asked[k] and asked[k] not in built_in and Path(asked[k]).exists(): asked[k] = str(Path(asked[k]).resolve())
     asked['processes'] = max(num_distrib(), 1)
     size,n_in,out = _size(path, size),_channels(path, n_in),Path(out or f'runs/{Path(path).resolve().name}-{method}')
@@ -396,13 +399,16 @@ def ssl_pretrain(
     s = suggest(methods[method][0], len(dls.train_ds), dls.train.bs*max(num_distrib(), 1), size, epochs, **encoder_shape(enc))
     if pretrained or encoder: s.add('fit', "a tenth, as this encoder has learned before", 'judgement', lr_max=s.fit.lr_max/10)
     s.add('views', f"for {path}", 'images', **_views(path, n_in, getattr(enc, 'info', {}).get('stats')))
-    change_settings(s, method, {**({'lr_max':lr} if lr else {}), **parse_settings(set or [])})
+    own = parse_settings(set or [])
+    given = check_teacher(method, teacher, n_in, own.get('teacher_size'))
+    if given: s.add('model', "the width of the teacher's features", 'counted', projection_size=encoder_nf(given, n_in))
+    change_settings(s, method, {**({'lr_max':lr} if lr else {}), **own})
     if not rank_distrib():
         print(f"{method} on {len(dls.train_ds):,} images of {path}, {len(dls.valid_ds):,} held out; {encoder or arch}, {size} pixels. "
               "Settings:")
         print_settings(s)
     if dry_run: return
-    learn = _shown(pretraining_learner(dls, method, enc, s, size, out, every))
+    learn = _shown(pretraining_learner(dls, method, enc, s, size, out, every, **(dict(teacher=given) if given else {})))
     several,cpu = num_distrib() > 1,dls.device.type == 'cpu'
     with stopping("The same command goes on from here."):
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu) if several else nullcontext():
@@ -417,6 +423,32 @@ def ssl_pretrain(
         finish(learn, out, not no_report)
     if several: torch.distributed.destroy_process_group()
     return learn
+
+# %% ../nbs/60_cli.ipynb #d1571202
+@command
+def ssl_distill(
+    path:_path,
+    teacher:Annotated[str, "File of the encoder to learn from, or a name of timm, with its weights", dict(required=True, opt=True)],
+    out:Path=None, # Folder of the results; runs/<images>-distill if none is given
+    arch:str='resnet18', # Architecture of the student
+    size:int=None, # Height and width of the student's views in pixels; 128 for folders
+    epochs:int=None, # Epochs; some 10,000 steps if none are given
+    bs:int=None, # Images per batch, of each process; 64, or half of all if they are fewer than 128
+    lr:float=None, # Largest learning rate
+    set:_settings=None, # Other settings, such as loss=cosine, whole=True or teacher_size=112
+    valid:str=None, # What is held out: a share, or the name of folders; a fifth if none is given
+    n_in:int=3, # Channels of the images of a folder
+    white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; the encoder file remembers it
+    cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
+    seed:int=0 # Draws all that is random
+) -> Learner|None:
+    """Train a small encoder, without labels, to give the features that a large one gives.
+
+    The same as ssl_pretrain --method distill, which has more options; Ctrl-C and the files of the results are the same too.
+
+    ssl_distill photos --teacher runs/photos-dino/encoder.safetensors --arch resnet18
+    ssl_distill photos --teacher vit_small_patch14_dinov2 --set teacher_size=112 whole=True"""
+    return ssl_pretrain(method='distill', **locals())
 
 # %% ../nbs/60_cli.ipynb #9e56a7f4
 _encoders = Annotated[str, "Files of encoders, as ssl_pretrain writes them",

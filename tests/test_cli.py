@@ -237,7 +237,7 @@ def test_unknown_arguments(monkeypatch, capsys):
     with pytest.raises(SystemExit) as e: ssl_pretrain()
     assert e.value.code == 2 and 'simclr' in capsys.readouterr().err
 
-@pytest.mark.parametrize('name', ['ssl_views','ssl_pretrain','ssl_evaluate','ssl_embed','ssl_finetune'])
+@pytest.mark.parametrize('name', ['ssl_views','ssl_pretrain','ssl_distill','ssl_evaluate','ssl_embed','ssl_finetune'])
 def test_help(name, monkeypatch, capsys):
     "An example, and a word on every option"
     monkeypatch.setattr(sys, 'argv', [name, '--help'])

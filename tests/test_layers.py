@@ -1,8 +1,12 @@
 "Encoders of every family: flat features of the announced width, forward and backward; and the files."
+from functools import partial
 import pytest, timm, torch
 from packaging.version import Version
-from fastai.vision.all import Learner, resnet18, xresnet18
+from safetensors.torch import save_file
+from fastai.vision.all import SGD, DataLoaders, Learner, TensorImage, resnet18, xresnet18
 from self_supervised.layers import PoolingType, create_encoder, create_model, load_encoder, model_splitter, num_features, save_encoder
+from self_supervised.training.finetune import layer_lrs, layer_splitter
+from self_supervised.vision.dino import DINO, create_dino_model, get_dino_aug_pipelines
 
 # (architecture, pixels), families in rows
 ARCHS = [("resnet10t",32), ("resnet18",32), ("resnet26d",64), ("resnext26ts",64), ("seresnext26t_32x4d",64),
@@ -91,3 +95,45 @@ def test_fine_tune_freezes_encoder():
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert torch.equal(before, m.encoder.conv1[0].weight)
     learn.unfreeze(); assert m.encoder.conv1[0].weight.requires_grad
+
+@pytest.fixture(scope='module')
+def foundation(tmp_path_factory):
+    "Weights as those of a foundation model, made here: timm reads them from a file as it would from the hub"
+    path = tmp_path_factory.mktemp('weights')/'vit.safetensors'
+    torch.manual_seed(0)
+    vit = timm.create_model('vit_tiny_patch16_224', num_classes=0, depth=2)
+    torch.nn.init.normal_(vit.pos_embed)
+    save_file(vit.state_dict(), path)
+    return vit,partial(create_encoder, 'vit_tiny_patch16_224', True, depth=2, pretrained_cfg_overlay=dict(file=str(path)))
+
+@pytest.mark.parametrize('size,n_in', [(224,3),(96,3),((64,128),1),(112,4)])
+def test_foundation_weights(foundation, size, n_in):
+    "They go on at other sizes and with other channels, resampled by timm, and say for which images they are"
+    vit,make = foundation
+    enc = make(n_in=n_in, img_size=size)
+    h,w = (size,size) if isinstance(size, int) else size
+    assert enc.info['size'] == [h,w] and len(enc.info['stats'][0]) == 3
+    assert torch.equal(enc.blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight) and enc.pos_embed.shape[1] == 1+h*w//256
+    assert torch.equal(enc.pos_embed[:,0], vit.pos_embed[:,0])
+    if (size,n_in) == (224,3):
+        x = torch.rand(2,3,224,224)
+        assert torch.equal(enc.eval()(x), vit.eval()(x))
+    grid = vit.pos_embed[:,1:].reshape(1,14,14,-1).permute(0,3,1,2)
+    want = torch.nn.functional.interpolate(grid, (h//16,w//16), mode='bicubic', antialias=True).flatten(2).transpose(1,2)
+    torch.testing.assert_close(enc.pos_embed[:,1:], want, atol=1e-5, rtol=1e-5)
+    if n_in == 1: torch.testing.assert_close(enc.patch_embed.proj.weight, vit.patch_embed.proj.weight.sum(1, keepdim=True))
+    assert enc(torch.rand(2,n_in,h,w)).shape == (2,192)
+
+def test_going_on_from_foundation_weights(foundation):
+    "DINO with layer-wise learning rates and drop path: every layer moves, lower ones less, and the teacher is in no group"
+    _,make = foundation
+    enc = make(img_size=64, drop_path_rate=.1)
+    dls = DataLoaders.from_dsets(*[[(TensorImage(torch.rand(3,64,64)),) for _ in range(16)] for _ in range(2)], bs=8, num_workers=0)
+    augs = get_dino_aug_pipelines(64, n_small=0, stats=enc.info['stats'])
+    learn = Learner(dls, create_dino_model(enc, n_out=32, hidden_size=32), cbs=DINO(augs, freeze_last_layer=0), splitter=layer_splitter, opt_func=SGD)
+    assert {id(p) for g in layer_splitter(learn.model) for p in g} == {id(p) for n,p in learn.model.named_parameters() if not n.startswith('encoder_k')}
+    before = [[p.clone() for p in g] for g in layer_splitter(learn.model)]
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, layer_lrs(learn.model, 1e-2, .5))
+    lrs = [h['lr'] for h in learn.opt.hypers]
+    assert lrs == pytest.approx([1e-2*.5**i for i in range(len(lrs))][::-1])
+    assert all(any(not torch.equal(a, b) for a,b in zip(g, o)) for g,o in zip(layer_splitter(learn.model), before))

@@ -11,6 +11,9 @@ from self_supervised.augmentations import _warn_size
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import KNN, create_encoder, get_features, get_simclr_aug_pipelines, knn_accuracy, load_encoder
 
+set_seed(1)
+TEACHER = create_encoder('test_resnet', False)
+
 # how the learner calls it: the callback, its model, its views, its arguments
 METHODS = {'sim_clr':      (ssl.SimCLR, ssl.create_simclr_model, get_simclr_aug_pipelines, {}),
            'sup_con':      (ssl.SupCon, ssl.create_supcon_model, ssl.get_supcon_aug_pipelines, dict(unsup_class_id=2)),
@@ -25,7 +28,8 @@ METHODS = {'sim_clr':      (ssl.SimCLR, ssl.create_simclr_model, get_simclr_aug_
          'swav':         (ssl.SWAV, partial(ssl.create_swav_model, hidden_size=64, n_protos=12), partial(ssl.get_swav_aug_pipelines, small_size=8, n_small=2), dict(K=16)),
          'dino':         (ssl.DINO, partial(ssl.create_dino_model, hidden_size=64, n_out=32, bn=True), partial(ssl.get_dino_aug_pipelines, small_size=8, n_small=2), {}),
          'le_jepa':      (ssl.LeJEPA, partial(ssl.create_lejepa_model, hidden_size=64, projection_size=32), partial(ssl.get_lejepa_aug_pipelines, small_size=8, n_small=2),
-                          dict(n_directions=64))}
+                          dict(n_directions=64)),
+           'distill':      (ssl.Distill, partial(ssl.create_distill_model, projection_size=TEACHER.nf, hidden_size=64), ssl.get_distill_aug_pipelines, dict(teacher=TEACHER, K=16))}
 MULTI = [n for n,(cb,*_) in METHODS.items() if cb.multi_crop]
 each = pytest.mark.parametrize('name', METHODS)
 tempered = pytest.mark.parametrize('name', [n for n,(cb,*_) in METHODS.items() if 'temp' in inspect.signature(cb).parameters])
@@ -115,7 +119,9 @@ def test_save_load_export(name, tmp_path):
     learn.export('e.pkl'); assert same(before, state(learn))
     small = load_learner(tmp_path/'e.pkl')
     assert same({k:v for k,v in before.items() if k.split('.')[0] not in ('encoder_k','queue','center')}, state(small))
-    small.dls = learn.dls; fit(small)                         # new ones
+    small.dls = learn.dls
+    if name == 'distill': small.distill.teacher = TEACHER
+    fit(small)                                                # new ones
     enc = load_encoder(learn.save_encoder(tmp_path/'enc.safetensors')).eval()
     x = torch.randn(2,3,32,32)
     assert torch.equal(enc(x), learn.model.encoder.eval()(x))

@@ -1,7 +1,9 @@
 "Views of any number and size: outputs stay with their views, and what cannot work is refused."
+import math
 import pytest, torch
 from fastai.vision.all import Callback, DataLoaders, TensorImage, TfmdDL, noop
 from torch import nn
+from self_supervised.losses import dino, koleo
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, get_batch_augs, get_multi_aug_pipelines, get_multi_crop_pipelines
 from test_methods import METHODS, MULTI, fit, make, make_dls, state, same
@@ -148,3 +150,23 @@ def test_bad_arguments():
     for n in ('invariance','variance','covariance','eps'):
         with pytest.raises(ValueError, match=n): make('vic_reg', **{n:-1})
     with pytest.raises(ValueError, match='blur_p'): get_multi_aug_pipelines(2, 16, blur_p=(.1,.2,.3))
+
+def test_koleo():
+    "An option of DINO: the features of each large view by itself, with their gradient, in a fit alone"
+    learn = make('dino', koleo=.1)
+    cb,seen = learn.dino,[]
+    lf = cb.lf
+    def kept(pred, y, t):
+        seen.append((pred, t, cb.center.clone(), cb.tpt, lf(pred, y, t)))
+        return seen[-1][-1]
+    cb.lf = kept
+    fit(learn)
+    assert not learn.model.with_features and cb.trivial_loss(None) is None
+    for (p,f),t,center,tpt,loss in seen:
+        a,b = f.chunk(cb.n_views)[:2]
+        want = dino(p, t, center, cb.tps, tpt, cb.n_views, [0,1]) + .1*(koleo(a)+koleo(b)+2*math.log(2))
+        torch.testing.assert_close(loss, want)
+        assert loss >= 0 and torch.autograd.grad(koleo(a), f, retain_graph=True)[0].abs().max() > 0
+        break
+    with pytest.raises(ValueError, match='koleo must be a weight'): make('dino', koleo=-1)
+    fit(make('dino', make_dls(bs=11), koleo=.1))                               # whose last validation batch has one image

@@ -32,7 +32,7 @@ def test_code_runs(wheel, tmp_path):
     assert where.startswith(str(wheel))
     run(sys.executable, '-W', 'ignore', root/'tests'/'readme.py', root/'README.md', root/'docs'/'faq.md', env=env, cwd=tmp_path)
 
-@pytest.mark.parametrize('command', ['ssl_views','ssl_pretrain','ssl_evaluate','ssl_embed','ssl_finetune'])
+@pytest.mark.parametrize('command', ['ssl_views','ssl_pretrain','ssl_distill','ssl_evaluate','ssl_embed','ssl_finetune'])
 def test_commands_are_there(wheel, command, tmp_path):
     help_text = run(sys.executable, wheel/'bin'/command, '--help', env={**os.environ, 'PYTHONPATH':str(wheel)}, cwd=tmp_path)
     assert command in help_text
@@ -42,5 +42,5 @@ def test_typed(wheel): assert (wheel/'self_supervised'/'py.typed').is_file()
 def test_every_notebook_is_named():
     "A stranger finds each page in the table of the README"
     pages = [o.stem for o in (root/'nbs').glob('*.ipynb') if o.stem not in ('index','19_vision.all')]
-    ranges = [o for o in pages if '10_' <= o < '22_']                                                 # given as `10_vision.simclr` … `21_vision.lejepa`
+    ranges = [o for o in pages if '10_' <= o < '23_']                                                 # given as `10_vision.simclr` … `22_vision.distill`
     assert not [o for o in pages if f'`{o}`' not in text and o not in ranges]

@@ -13,7 +13,10 @@ from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, digits_dls, digits_stats, digits_views
 
 # the callback, its model, its views
-METHODS = {cb.__name__: (partial(cb, unsup_class_id=0) if cb.__name__.startswith('SupCon') else cb, model, augs) for cb,model,augs in methods.values()}
+TEACHER = create_encoder('test_resnet', False, n_in=1)
+GIVEN = {'SupCon':dict(unsup_class_id=0), 'SupConMOCO':dict(unsup_class_id=0), 'Distill':dict(teacher=TEACHER)}
+METHODS = {cb.__name__: (partial(cb, **GIVEN.get(cb.__name__, {})), partial(model, projection_size=TEACHER.nf) if cb is ssl.Distill else model, augs)
+           for cb,model,augs in methods.values()}
 each = pytest.mark.parametrize('name', METHODS)
 PARTS = 'about','fit','learner','method','model','views'
 n_digits = 1401

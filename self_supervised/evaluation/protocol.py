@@ -19,7 +19,7 @@ import self_supervised
 from ..augmentations import no_random_change
 from ..callback import SSLCallback
 from ..data import few_labels
-from .features import _first_label, _how_trained, _is_class, fit_probe, get_features, item_labels, knn_accuracy, norm_stats
+from .features import _first_label, _how_trained, _is_class, fit_probe, get_features, item_labels, knn_accuracy
 from ..layers import create_encoder, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e

@@ -22,7 +22,8 @@ papers = {
     'VICReg':      dict(arxiv='2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000),
     'SWAV':        dict(arxiv='2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840),
     'DINO':        dict(arxiv='2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03),
-    'LeJEPA':      dict(arxiv='2511.08544')}
+    'LeJEPA':      dict(arxiv='2511.08544'),
+    'Distill':     dict(arxiv='2101.04731', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, K=65536)}
 
 heads = { # Widths in the papers, and those measured on digits
     'SimCLR':      dict(hidden_size=(2048,256), projection_size=(128,128)),
@@ -37,7 +38,8 @@ heads = { # Widths in the papers, and those measured on digits
     'VICReg':      dict(hidden_size=(8192,256), projection_size=(8192,256)),
     'SWAV':        dict(hidden_size=(2048,256), projection_size=(128,128)),
     'DINO':        dict(hidden_size=(2048,256), bottleneck_size=(256,64)),
-    'LeJEPA':      dict(hidden_size=(2048,256), projection_size=(128,64))}
+    'LeJEPA':      dict(hidden_size=(2048,256), projection_size=(128,64)),
+    'Distill':     dict(hidden_size=(2048,256))}
 
 # %% ../../nbs/87_training.settings.ipynb #6091ea47
 def _text(v): return f"{v:.4g}" if isinstance(v, float) else str(getattr(getattr(v, 'func', v), '__name__', v))
@@ -150,6 +152,7 @@ def _own(s, a):
         why = "5e-3 (8,192/width)^.4: the paper's 5e-3 for 8,192, and .02 for 256 as measured"
         s.add('method', why, f'{a.paper}, measured', lmb=round(5e-3*(8192/s.model.projection_size)**.4, 4))
     if a.name == 'LeJEPA': s.add('method', "as in the paper", a.paper, lmb=.05)
+    if a.name == 'Distill': s.add('method', "as in the paper", a.paper, temp=.2, temp_t=.01)
     if a.name == 'VICReg': s.add('method', "of the paper's formula", a.paper, invariance=25., variance=25., covariance=1.)
     if a.name == 'SWAV':
         n = min(max(a.n_images//20, 32), 3000)
@@ -225,6 +228,6 @@ def suggest(
     if bs < least: s.add('about', remark, 'judgement', bs=bs)
     if 'temp' in a.p: _temperature(s, a)
     if 'm' in a.p: _teacher(s, a)
-    if a.name in ('MOCO','SupConMOCO','NNCLR'): _queue(s, a)
+    if a.name in ('MOCO','SupConMOCO','NNCLR','Distill'): _queue(s, a)
     for rule in (_heads, _own, _views): rule(s, a)
     return s

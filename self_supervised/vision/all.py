@@ -40,5 +40,6 @@ from .vicreg import *
 from .swav import *
 from .dino import *
 from .lejepa import *
+from .distill import *
 
 __all__ = [o for o in dir() if not o.startswith('_')]

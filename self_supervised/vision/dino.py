@@ -6,6 +6,7 @@
 __all__ = ['NormLinear', 'DINOHead', 'create_dino_model', 'get_dino_aug_pipelines', 'DINO']
 
 # %% ../../nbs/20_vision.dino.ipynb #da6e8058
+from contextlib import nullcontext
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
@@ -68,7 +69,7 @@ def get_dino_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, resiz
 # %% ../../nbs/20_vision.dino.ipynb #e469814f
 class DINO(StagedMixin, TeacherCallback):
     "DINO (2104.14294): every view predicts the centred and sharpened output of the teacher for another, large view"
-    multi_crop,compares = True,False
+    multi_crop = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_dino_aug_pipelines`
         large_crop_ids:list|tuple=(0,1), # Views that the teacher sees, at least two
@@ -78,6 +79,7 @@ class DINO(StagedMixin, TeacherCallback):
         tpt_warmup:float=.3, # ... over this share of training
         tps:float=0.1, # Temperature of the student
         freeze_last_layer:int=1, # Epochs for which the last layer is frozen
+        koleo:float=0., # Weight of KoLeo (DINOv2, 2304.07193), which spreads the features of each large view; DINOv2 has .1
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
@@ -88,11 +90,15 @@ class DINO(StagedMixin, TeacherCallback):
         for n,v in dict(tpt_start=tpt_start, tpt_end=tpt_end, tps=tps).items():
             if not v > 0: raise ValueError(f"{n} must be a temp > 0, got {v!r}")
         if freeze_last_layer < 0: raise ValueError(f"freeze_last_layer must be a number of epochs of at least 0, got {freeze_last_layer!r}")
-        store_attr('cmom,tpt_start,tpt_end,tpt_warmup,tps,freeze_last_layer')
+        if koleo < 0: raise ValueError(f"koleo must be a weight of at least 0, got {koleo!r}")
+        store_attr('cmom,tpt_start,tpt_end,tpt_warmup,tps,freeze_last_layer,koleo')
 
     center = property(lambda self: get_model(self.learn.model).center, doc="Running mean of the teacher's outputs")
+    compares = property(lambda self: self.koleo > 0, doc="KoLeo compares images with each other")
     def check_setup(self):
         super().check_setup()
+        if self.koleo and not hasattr(get_model(self.learn.model), 'with_features'):
+            raise ValueError("koleo: the model does not give its encoder's features: use create_dino_model, or koleo=0")
         if self.freeze_last_layer and not hasattr(get_model(self.learn.model).projector, 'last_layer'):
             raise ValueError("freeze_last_layer: the model's projector has no `.last_layer`; use DINOHead or freeze_last_layer=0")
     def attach(self, model):
@@ -104,10 +110,19 @@ class DINO(StagedMixin, TeacherCallback):
         "The teacher's temperature now"
         return self.tpt_end if self.pct >= self.tpt_warmup else self.tpt_start + (self.tpt_end-self.tpt_start)*self.pct/self.tpt_warmup
 
-    def trivial_loss(self, y, *yb): return math.log(projection_size(get_model(self.learn.model)))
+    @contextmanager
+    def setting_up(self):
+        model = get_model(self.learn.model)
+        with super().setting_up(), replacing(model, 'with_features', True) if self.koleo else nullcontext(): yield
+
+    def trivial_loss(self, y, *yb): return None if self.koleo else math.log(projection_size(get_model(self.learn.model)))
     def lf(self, pred, y, t):
         self.stage(t)
-        return dino(pred, t, self.center, self.tps, self.tpt, self.n_views, self.large_crop_ids)
+        pred,f = pred if self.koleo else (pred,None)
+        loss = dino(pred, t, self.center, self.tps, self.tpt, self.n_views, self.large_crop_ids)
+        if not self.koleo or len(y) < 2: return loss                             # a last validation batch of one image
+        views = f.chunk(self.n_views)
+        return loss + self.koleo*sum(koleo(views[i]) + math.log(2) for i in self.large_crop_ids)
     @torch.no_grad()
     def push(self, t): self.center.lerp_(all_reduce(t.sum(0))/all_reduce(t.new_tensor(len(t))), 1-self.cmom)
     def after_backward(self):
