@@ -32,6 +32,7 @@ when = { # For whom each method is
     'Distill':     "There is a better encoder than you can train, such as a foundation model, and it is too large or too slow for its use"}
 
 questions = [ # Of the decision table
+    ("Does each image come with a text?", "[CLIP or SigLIP](23_vision.clip.ipynb)"),
     ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),
     ("Is there a good encoder for such images, but too large a one?", "Distill"),
     ("Is the encoder a vision transformer?", "DINO or MOCOV3"),

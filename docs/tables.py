@@ -139,7 +139,12 @@ def distilled():
             for (m,n),g in sorted(df.groupby(['method','epochs']), key=lambda o: [*names].index(o[0][0]))]
     return f"{machines('distill')}; {df.seed.nunique()} seeds\n\n"+markdown(['','epochs','accuracy','best epoch'], rows)
 
-tables = dict(distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion)
+def clip():
+    df = read('clip')
+    rows = [(m, spread(g.accuracy), f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
+    return f"{machines('clip')}; {df.seed.nunique()} seeds, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
+
+tables = dict(clip=clip, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

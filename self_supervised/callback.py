@@ -208,7 +208,7 @@ def keep(model:nn.Module, name:str, owner:str, make:callable):
 class SSLCallback(ProcessesMixin, FitCallback):
     "Base of the methods: views in `before_batch`, `lf` as the loss while fitting or validating"
     order,run_valid,parts,_only_train_loop = 8,True,('encoder','projector'),True # `learn.summary` looks at the model alone
-    n_views,multi_crop = 2,False # How many views, and whether more are welcome
+    n_views,multi_crop,n_inp = 2,False,1 # How many views, whether more are welcome, and how many inputs a batch has, the image first
     def __init__(self, aug_pipelines:list, print_augs:bool=False):
         self.aug_pipelines = assert_aug_pipelines(aug_pipelines, self.n_views)
         n = len(aug_pipelines)
@@ -268,16 +268,18 @@ class SSLCallback(ProcessesMixin, FitCallback):
                             "Categorize does, or leave them out")
     def before_batch(self):
         if isinstance(self.learn.xb, Tensor): raise ValueError("batches must be tuples: let the data set return (image,) instead of image")
-        if len(self.learn.xb) != 1:
-            raise ValueError(f"n_inp={len(self.learn.xb)}: {type(self).__name__} takes one input, the image: make the DataLoaders with "
-                             "n_inp=1")
-        x,yb = self.learn.x,self.learn.yb
+        if len(self.learn.xb) != self.n_inp:
+            what = 'one input, the image' if self.n_inp == 1 else 'two inputs, the image and the tokens of its text'
+            raise ValueError(f"n_inp={len(self.learn.xb)}: {type(self).__name__} takes {what}: make the DataLoaders with "
+                             f"n_inp={self.n_inp}")
+        (x,*more),yb = self.learn.xb,self.learn.yb
         self.count_images(x)
         self.check_batch(x, yb)
         self.drawn = draw_views(self.aug_pipelines, x.as_subclass(torch.Tensor))
         views,self.learn.yb = self.inputs(make_views(self.aug_pipelines, x, self.drawn), yb if len(yb) else (self.no_labels(x),))
         check_views(self.learn.model, views)
-        self.learn.xb,self.view_order = group_views(views)
+        xs,self.view_order = group_views(views)
+        self.learn.xb = *xs,*more
     def inputs(self, views:list, yb:tuple) -> tuple:
         "What of the views the student gets, and what the loss gets besides its output"
         return views,yb

@@ -40,9 +40,9 @@ class Alarm:
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #0e81171c
 def auc(z:Tensor # (V, n, d) embeddings, or pixels, of V views of n images
-) -> float: # In [0, 1]; nan for one image
+) -> float: # In [0, 1]; nan for one image, or one view
     "Chance that the second view of an image is more similar to its first than the second view of another image is"
-    if z.shape[1] < 2: return math.nan
+    if len(z) < 2 or z.shape[1] < 2: return math.nan
     z = F.normalize(z.flatten(2).double(), dim=2)
     s = (z[0] @ z[1].T).round(decimals=7)                            # what is alike but for rounding is a tie
     own,n = s.diagonal()[:,None],len(s)

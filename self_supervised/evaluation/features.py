@@ -87,6 +87,7 @@ def _run(f, dl, device, size=None, norm=None):
     with evaluating(f), ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
         for b in dl:
             x,*yb = to_device(b if is_listy(b) else (b,), device)
+            yb = yb[getattr(dl, 'n_inp', 1)-1:]                                 # after a text, if images have one
             x = ToImageBatch()(x)
             if size: x = whole_views(x, size)
             if norm: x = norm(x)

@@ -102,8 +102,9 @@ def learner_method(learn:Learner) -> SSLCallback:
     return cb
 
 def batch_embeddings(learn:Learner) -> Tensor: # (V, n, d), of all processes
-    "Embeddings of the current batch that the method's loss gets; the teacher's keys are the second view where the student sees one"
-    cb,z = learner_method(learn),learn.pred[-1] if is_listy(learn.pred) else learn.pred
+    "Embeddings that the method's loss gets; where the student sees one view, the teacher's keys are the second, or the texts"
+    cb,z = learner_method(learn),learn.pred
+    if is_listy(z): z = torch.cat(tuple(z)) if cb.n_inp > 1 else z[-1]
     alone = cb.distributed and not cb.compares                       # the loss needs embeddings of this process only
     n,keys = cb.shares[rank_distrib()] if alone else sum(cb.shares),learn.yb[0]
     if len(z) == n and keys.shape == z.shape: z = torch.cat([z, keys.to(z.dtype)])
@@ -181,7 +182,7 @@ def ssl_metrics(
         if len(getattr(learn.dls, 'vocab', [])) > 10: res.insert(1, KNN(top=5, sample=sample))
     res += [EmbeddingMetric(f, n) for f in (spread, rankme, lidar, alignment, uniformity)]
     if isinstance(cb, TeacherCallback): res += [LearnerMetric(teacher)]
-    if isinstance(cb, QueueMixin) and cb.compares and cb.K: res += [QueueMetric(n)]
+    if isinstance(cb, QueueMixin) and cb.compares and cb.K and cb.n_inp == 1: res += [QueueMetric(n)]
     return res + [LossTerm(cb, o) for o in getattr(cb, 'term_names', ()) if not isinstance(cb, TermsMixin)]
 
 # %% ../../nbs/72_evaluation.health.ipynb #f34a8241

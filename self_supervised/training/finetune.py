@@ -21,7 +21,8 @@ def layer_splitter(m:nn.Module) -> L:
         raise ValueError(f"layerwise: {type(m.encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
     named = dict(m.encoder.named_parameters())
     groups = L(group_parameters(m.encoder, m.encoder.group_matcher(coarse=False)).items()).sorted(0).itemgot(1)
-    gone = {id(p) for p in chain(named.values(), *(getattr(m, n).parameters() for n in kept(m) if isinstance(getattr(m, n, None), nn.Module)))}
+    state = [o for n,o in m.named_children() if n in kept(m)]
+    gone = {id(p) for p in chain(named.values(), *(o.parameters() for o in state))}
     return L([named[n] for n in ns] for ns in groups) + L([[p for p in m.parameters() if id(p) not in gone]])
 
 def layer_lrs(

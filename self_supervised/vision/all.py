@@ -41,5 +41,7 @@ from .swav import *
 from .dino import *
 from .lejepa import *
 from .distill import *
+from .clip import *
+from ..evaluation.retrieval import *
 
 __all__ = [o for o in dir() if not o.startswith('_')]
