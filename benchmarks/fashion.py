@@ -147,7 +147,7 @@ def work(file, todo, epochs, train, test, workers):
 @call_parse
 def main(
     seeds:int=5, # Runs of each with the chosen rate
-    epochs:int=3, # Epochs of 78 steps
+    epochs:int=2, # Epochs of 78 steps
     search_epochs:int=2, # Epochs of 62 steps, in the search
     only:str='', # One method
     workers:int=2 # Runs at the same time, each with its share of the cores

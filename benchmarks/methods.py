@@ -72,7 +72,8 @@ def quality(name, seed, bs, epochs):
         return dict(row, accuracy=knn(nn.Flatten() if name == 'raw pixels' else encoder(), dls))
     learn = make(name, seed, bs)
     train(learn, epochs, **methods[name][2])
-    return dict(row, accuracy=knn(learn, learn.dls), spread=spread(get_features(learn, 1, projected=True)[0]))
+    z = get_features(learn, 1, projected=True)[0]
+    return dict(row, accuracy=knn(learn, learn.dls), spread=spread(z), rankme=rankme(z))
 
 def run(args):
     torch.set_num_threads(1)

@@ -220,6 +220,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'self_supervised/callback.py'),
                                           'self_supervised.callback.check_images': ( 'callback.html#check_images',
                                                                                      'self_supervised/callback.py'),
+                                          'self_supervised.callback.check_inputs': ( 'callback.html#check_inputs',
+                                                                                     'self_supervised/callback.py'),
                                           'self_supervised.callback.check_learner': ( 'callback.html#check_learner',
                                                                                       'self_supervised/callback.py'),
                                           'self_supervised.callback.check_views': ( 'callback.html#check_views',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating', 'FitCallback', 'Contexts', 'group_views',
-           'in_view_order', 'check_views', 'check_learner', 'check_images', 'kept', 'drop_kept', 'keep', 'SSLCallback',
-           'StagedMixin', 'taught', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin',
+           'in_view_order', 'check_views', 'check_learner', 'check_inputs', 'check_images', 'kept', 'drop_kept', 'keep',
+           'SSLCallback', 'StagedMixin', 'taught', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin',
            'KeyQueueCallback', 'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size',
            'learner_reader']
 
@@ -167,6 +167,13 @@ def check_learner(cb:Callback):
         why = first(m.no_value(learn) for m in learn.metrics if m.name == o.monitor and hasattr(m, 'no_value'))
         if why: raise ValueError(f"{type(o).__name__}: monitor={o.monitor!r} has no values to compare: {why}")
 
+def check_inputs(cb:Callback, xb:tuple):
+    "Raise unless a batch has as many inputs as the method `cb` takes, the image first"
+    if isinstance(xb, Tensor): raise ValueError("batches must be tuples: let the data set return (image,) instead of image")
+    if len(xb) == cb.n_inp: return
+    what = 'one input, the image' if cb.n_inp == 1 else 'two inputs, the image and the tokens of its text'
+    raise ValueError(f"n_inp={len(xb)}: {type(cb).__name__} takes {what}: make the DataLoaders with n_inp={cb.n_inp}")
+
 def check_images(x:Tensor, dtype:torch.dtype=torch.float32):
     "Raise unless `x` is a batch of images: bytes, or floats in [0,1] that a model with weights of `dtype` can take"
     if x.dtype == torch.uint8 or x.ndim != 4: return
@@ -267,11 +274,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
             raise TypeError(f"labels must be tensors, got {type(yb[0]).__name__}, e.g. {first(yb[0])!r}: make them numbers, as "
                             "Categorize does, or leave them out")
     def before_batch(self):
-        if isinstance(self.learn.xb, Tensor): raise ValueError("batches must be tuples: let the data set return (image,) instead of image")
-        if len(self.learn.xb) != self.n_inp:
-            what = 'one input, the image' if self.n_inp == 1 else 'two inputs, the image and the tokens of its text'
-            raise ValueError(f"n_inp={len(self.learn.xb)}: {type(self).__name__} takes {what}: make the DataLoaders with "
-                             f"n_inp={self.n_inp}")
+        check_inputs(self, self.learn.xb)
         (x,*more),yb = self.learn.xb,self.learn.yb
         self.count_images(x)
         self.check_batch(x, yb)
