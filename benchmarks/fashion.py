@@ -161,7 +161,7 @@ def main(
     who = [o for o in who if only in ('', o[0])]
     work('fashion_search', [(*o, lr, 100) for o in who for lr in rates], search_epochs, *split, workers)
     found = rows_of('fashion_search')
-    best = {k:g.loc[g.knn_few.idxmax(), 'lr'] for k,g in found[found.epochs == search_epochs].groupby(['method','lib'])}
+    best = {k:float(g.loc[g.knn_few.idxmax(), 'lr']) for k,g in found[found.epochs == search_epochs].groupby(['method','lib'])}
     todo = [(*o, best[o], seed) for seed in range(seeds) for o in who]
     todo += [(o, 'ours', 0., seed) for seed in range(seeds) for o in baselines[:2]]
     work('fashion', todo, epochs, train, test, workers)

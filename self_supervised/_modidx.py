@@ -156,6 +156,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'self_supervised/callback.py'),
                                           'self_supervised.callback.SSLCallback.after_step': ( 'callback.html#sslcallback.after_step',
                                                                                                'self_supervised/callback.py'),
+                                          'self_supervised.callback.SSLCallback.arguments': ( 'callback.html#sslcallback.arguments',
+                                                                                              'self_supervised/callback.py'),
                                           'self_supervised.callback.SSLCallback.attach': ( 'callback.html#sslcallback.attach',
                                                                                            'self_supervised/callback.py'),
                                           'self_supervised.callback.SSLCallback.before_batch': ( 'callback.html#sslcallback.before_batch',

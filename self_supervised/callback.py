@@ -534,6 +534,12 @@ def trivial_loss(self:SSLCallback, y, *yb) -> float|None:
     "Loss of a batch with these labels for embeddings that say nothing about the images; `None` if there is no such value"
 
 @patch
+def arguments(self:SSLCallback) -> dict:
+    "The arguments of the method besides its views, as code; `...` where one is a network"
+    names = [n for n in inspect.signature(type(self)).parameters if n not in ('aug_pipelines','print_augs') and hasattr(self, n)]
+    return {n:'...' if isinstance(getattr(self, n), nn.Module) else repr(getattr(self, n)) for n in names}
+
+@patch
 def describe(self:SSLCallback):
     "Print what the method does: views, momentum encoder, queue, and its arguments with their values"
     sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', None) or ('?','?'))) for p in self.aug_pipelines)
@@ -541,6 +547,5 @@ def describe(self:SSLCallback):
     if isinstance(self, TeacherCallback): lines['teacher'] = f"a momentum encoder that follows with m={self.m}"
     if isinstance(self, QueueMixin): lines['queue'] = f"{self.K} embeddings of earlier batches" if self.K else 'none'
     docs = docments(type(self).__init__)
-    args = {n:f"{getattr(self, n)!r}{f'   {d}' if (d := docs.get(n)) else ''}" for n in inspect.signature(type(self)).parameters
-            if n not in ('aug_pipelines','print_augs') and hasattr(self, n)}
+    args = {n:f"{v}{f'   {d}' if (d := docs.get(n)) else ''}" for n,v in self.arguments().items()}
     print('\n'.join([f"{type(self).__name__}: {type(self).__doc__}", *(f"  {k:<16} {v}" for k,v in {**lines, **args}.items())]))

@@ -127,3 +127,9 @@ def test_command_line(tmp_path, capsys):
     assert encoder_info(tmp_path/'s'/'encoder.safetensors')['arch'] == 'test_resnet' and 'width of the teacher' in capsys.readouterr().out
     with pytest.raises(ValueError, match='--teacher FILE'): ssl_pretrain(photos, method='distill', out=tmp_path/'x')
     with pytest.raises(ValueError, match='no other method does'): ssl_pretrain(photos, method='simclr', teacher=str(file), out=tmp_path/'x')
+
+def test_described_without_its_weights(capsys):
+    learn = learner(TEACHER)
+    learn.distill.describe()
+    text = capsys.readouterr().out
+    assert 'loss ' in text and "'seed'" in text and 'Conv2d' not in text

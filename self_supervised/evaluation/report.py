@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/76_evaluation.report.ipynb #073e587c
-import base64, inspect, io, platform
+import base64, io, platform
 from operator import itemgetter
 from html import escape
 from importlib.metadata import version
@@ -122,8 +122,7 @@ def _again(learn, cb) -> str:
     spec,name = getattr(get_model(learn.model).encoder, 'spec', {}),type(cb).__name__
     known = {**{k:spec[k] for k in ('n_in','pool_type') if spec.get(k) is not None}, **spec.get('kwargs', {})}
     enc = [repr(spec.get('arch', '...')), 'pretrained=False', *(f'{k}={v!r}' for k,v in known.items())]
-    args = [n for n in inspect.signature(type(cb)).parameters if n not in ('aug_pipelines','print_augs') and hasattr(cb, n)]
-    method = _call(name, ['augs', *(f'{n}={getattr(cb, n)!r}' for n in args)])
+    method = _call(name, ['augs', *(f'{n}={v}' for n,v in cb.arguments().items())])
     lr = max(learn.recorder.lrs, default=math.nan)
     return '\n'.join(['from self_supervised.vision.all import *', 'set_seed(...)   # before data and model are made',
                       f"encoder = {_call('create_encoder', enc)}", 'model   = ...   # the encoder and this projector:',
