@@ -412,7 +412,6 @@ def seed(s:Tensor, # (n, d) embeddings of the student
         def part(i, s): return F.cross_entropy(to_teacher(i, s[i], temp), to_teacher(i, t[i], temp_t).softmax(1), reduction='sum')
         return _by_rows(part, len(s), len(queue)+1, rows, s)/len(s)
 
-# %% ../nbs/03_losses.ipynb #ee36e68c
 def cosine(s:Tensor, # (n, d) embeddings of the student
            t:Tensor # (n, d) of the teacher, in the same order; no gradient goes there
 ) -> Tensor: # scalar in [0, 4]
@@ -420,6 +419,7 @@ def cosine(s:Tensor, # (n, d) embeddings of the student
     if s.shape != t.shape or s.ndim != 2: raise ValueError(f"s and t must both be (n, d), got {tuple(s.shape)} and {tuple(t.shape)}")
     with torch.autocast(s.device.type, enabled=False): return (2-2*F.cosine_similarity(s.float(), t.detach().float(), dim=1)).mean()
 
+# %% ../nbs/03_losses.ipynb #ee36e68c
 def _check_pairs(images, texts):
     "Both normalised, in fp32"
     if images.shape != texts.shape or images.ndim != 2:
