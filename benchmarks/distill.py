@@ -21,8 +21,8 @@ def row(learn, method, seed, bs, epochs):
 @call_parse
 def main(
     seeds:int=5, # Runs, each with its own split, initialisation and labels
-    epochs:int=15, # Epochs of the teacher and of SimCLR
-    short:int=8, # Epochs of the students, and of SimCLR beside them
+    epochs:int=12, # Epochs of the teacher and of SimCLR
+    short:int=6, # Epochs of the students, and of SimCLR beside them
     bs:int=64 # Images per batch
 ):
     "Write benchmarks/results/distill.csv"

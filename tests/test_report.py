@@ -65,6 +65,8 @@ def test_says_what_happened(path):
 def test_result_comes_first(tmp_path):
     "The accuracy, with its baselines and interval, before all sections; a loss to a baseline is called one"
     learn = fit(make('sup_con', make_dls(n=60), cbs=[Alarms(min_steps=1000)]), 12)
+    assert 'Too short to be judged' in learn.report(tmp_path/'r.html', evaluation=False).read_text()
+    learn.alarms.min_steps = 1                                                   # as if they had judged
     o = evaluate(learn, labels=(1,), Cs=(.1,))
     own,raw = (o.df.features == n for n in ('SupCon (trained with the labels)','raw pixels'))
     for better,mine,pixels in ((None,.72,.7), (False,.5,.7), (True,.95,.3)):
@@ -82,7 +84,9 @@ def test_result_comes_first(tmp_path):
 
 def test_no_value_for_guessing(tmp_path):
     "VICReg has no loss of a model that guesses"
-    text = fit(make('vic_reg', cbs=[Alarms(min_steps=1000)])).report(tmp_path/'r.html', evaluation=False).read_text()
+    learn = fit(make('vic_reg', cbs=[Alarms(min_steps=1000)]))
+    learn.alarms.min_steps = 1
+    text = learn.report(tmp_path/'r.html', evaluation=False).read_text()
     assert 'No alarm' in text and 'that guesses' not in text
 
 def test_before_a_fit_and_without_a_method(tmp_path):

@@ -94,8 +94,23 @@ def test_alarms_that_the_page_counts():
     df = pd.read_csv(root/'benchmarks'/'results'/'alarms.csv', keep_default_na=False)
     sick = df[df.sick]
     text = (root/'docs'/'alarms.md').read_text()
-    assert f"no alarm in {len(df)-len(sick)} healthy trainings of all methods and one in each of {len(sick)} sick ones" in text
+    assert f"no alarm in {len(df)-len(sick)} healthy trainings of the twelve older methods and one in each of {len(sick)} sick ones" in text
     assert (sick.alarms != '').all() and (df[~df.sick].alarms == '').all()
+
+def test_what_the_page_says_of_fashion():
+    "Which methods are below lightly's by more than the interval, and what SupCon and raw pixels are above"
+    df,kinds = read('fashion'),['knn_few','probe_few','knn_all','probe_all']
+    assert (df.groupby(['method','lib']).seed.nunique() == 5).all()
+    of = {k:df.pivot(index='seed', columns=['method','lib'], values=k) for k in kinds}
+    both = sorted(df[df.lib == 'lightly'].method.unique())
+    d = {(m,k):of[k][m,'ours']-of[k][m,'lightly'] for m in both for k in kinds}
+    assert len(both) == 9 and {o for o,x in d.items() if x.mean() < -half(x)} == {('nnclr',k) for k in kinds[1:]} | {('simclr','probe_all')}
+    few = of['knn_few']
+    better = {m for m,lib in few if lib == 'ours' and few[m,lib].mean() > few['raw pixels','ours'].mean()}
+    assert better == {'supcon','supconmoco','simclr','lejepa','labels alone'}
+    assert all(x.mean() < of['knn_all']['raw pixels','ours'].mean() for c,x in of['knn_all'].items() if c[0] not in ('raw pixels','labels alone'))
+    above = {c for c in few if (x := few['supcon','ours']-few[c]).mean() > half(x)}
+    assert set(few) - above == {('supcon','ours'),('labels alone','ours')}
 
 def test_losses_that_are_compared_are_the_same():
     df = read('losses')

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_hexdigest
 from fastprogress import progress_bar
 from fastai.vision.all import *
 import self_supervised
-from ..augmentations import no_random_change
+from ..augmentations import no_random_change, norm_stats
 from ..callback import SSLCallback
 from ..data import few_labels
 from .features import _first_label, _how_trained, _is_class, fit_probe, get_features, item_labels, knn_accuracy
