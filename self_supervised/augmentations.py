@@ -214,7 +214,7 @@ def draw_views(pipes:list, x:Tensor) -> list: # Parameters, one dictionary a pip
 
 def make_views(pipes:list, x:Tensor, drawn:list|None=None) -> list: # Batches of views, one per pipeline
     "Views of the batch `x` for each pipeline; those of one size are rendered in one call, as `drawn` by `draw_views`"
-    drawn = ifnone(drawn, draw_views(pipes, x.as_subclass(torch.Tensor)))
+    if drawn is None: drawn = draw_views(pipes, x.as_subclass(torch.Tensor))
     x = TensorImage(x)
     res = [p(x) if d is None else None for p,d in zip(pipes, drawn)]
     for idx in _groups(pipes, lambda o: (o.size, str(o.stats))):

@@ -4,7 +4,7 @@ import pytest, torch
 import torchvision.transforms.v2 as T
 from scipy.stats import binomtest, kstest, ks_2samp
 from fastai.vision.all import Pipeline, TensorImage, set_seed
-from self_supervised.vision.all import ViewAugs, decode_views, describe_view, get_batch_augs, get_multi_aug_pipelines, get_norm, imagenet_stats, make_views
+from self_supervised.vision.all import ViewAugs, decode_views, describe_view, draw_views, get_batch_augs, get_multi_aug_pipelines, get_norm, imagenet_stats, make_views
 from self_supervised.views import render
 
 n = 5000
@@ -101,3 +101,11 @@ def test_kornia_among_them():
     black = (0-torch.tensor(imagenet_stats[0]))/torch.tensor(imagenet_stats[1])
     assert v.shape == (8,3,16,16) and all((torch.isclose(o, black[:,None,None], atol=1e-5).all(0)).any() for o in v.as_subclass(torch.Tensor))
     assert get_norm(pipe) is not None and decode_views(pipe, v).max() <= 1
+
+def test_given_draws_are_the_only_ones():
+    "Views that were drawn before are rendered without drawing again, and are those that drawing in place gives"
+    pipes,x = get_multi_aug_pipelines(2, 16),torch.rand(4,3,24,24)
+    torch.manual_seed(0); want = make_views(pipes, x)
+    torch.manual_seed(0); drawn = draw_views(pipes, x)
+    state = torch.get_rng_state()
+    assert all(torch.equal(a, b) for a,b in zip(make_views(pipes, x, drawn), want)) and torch.equal(torch.get_rng_state(), state)
