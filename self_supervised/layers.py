@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'evaluating', 'num_features', 'create_encoder', 'create_mlp_module', 'create_cls_module', 'new_encoder',
-           'encoder_nf', 'compiled_in_place', 'tiled', 'embed_views', 'ProjectionModel', 'create_projection_model',
-           'PredictorModel', 'create_predictor_model', 'ClassifierModel', 'model_splitter', 'create_model',
-           'save_encoder', 'encoder_info', 'load_encoder', 'Normalized', 'export_onnx']
+           'encoder_n_in', 'encoder_nf', 'compiled_in_place', 'tiled', 'embed_views', 'ProjectionModel',
+           'create_projection_model', 'PredictorModel', 'create_predictor_model', 'ClassifierModel', 'model_splitter',
+           'create_model', 'save_encoder', 'encoder_info', 'load_encoder', 'Normalized', 'export_onnx']
 
 # %% ../nbs/02_layers.ipynb #0aeec79c
 import difflib, json, re, warnings
@@ -156,6 +156,10 @@ def new_encoder(arch:str, pretrained:bool, n_in:int=3, size:int|tuple|None=None,
     given = getattr(getattr(enc, 'patch_embed', None), 'img_size', None)
     if size is None or given in (None, check_size(size)): return enc
     return create_encoder(arch, pretrained, n_in, **{'img_size':size, **kwargs})
+
+def encoder_n_in(encoder:nn.Module) -> int|None:
+    "Channels of the images that `encoder` takes; None for one without convolutions"
+    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
 
 def encoder_nf(encoder:nn.Module, n_in:int=3) -> int:
     "Width of any encoder: the one it announces, else the one its shapes give"
@@ -355,8 +359,7 @@ def export_onnx(
     info,path = getattr(encoder, 'info', {}),Path(path)
     size,stats = ifnone(size, info.get('size')),ifnone(stats, info.get('stats'))
     if size is None: raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
-    n_in = first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
-    x = torch.zeros(2, n_in, *check_size(size), device=next(encoder.parameters()).device)
+    x = torch.zeros(2, encoder_n_in(encoder), *check_size(size), device=next(encoder.parameters()).device)
     with evaluating(encoder):
         model = (Normalized(encoder, stats) if stats else encoder).eval()
         torch.onnx.export(model, (x,), path, input_names=['images'], output_names=['features'], dynamo=True, verbose=False,

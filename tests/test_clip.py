@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest, torch
 import torch.distributed as dist
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, SGD, TensorImage, TfmdDL, load_learner, nn, noop, rank_distrib, set_seed
+from self_supervised.evaluation.health import training_batch
 from self_supervised.losses import clip_loss, info_nce, siglip_loss
 from self_supervised.training.distributed import launch
 from self_supervised.vision.all import (CLIP, CLIPMOCO, Alarms, Checkpoint, SigLIP, TextTower, TextTransformer, Tokens, Words, create_clip_model, create_clipmoco_model, create_encoder, create_simclr_model,
@@ -115,6 +116,12 @@ def test_trivial_loss(name):
     if name == 'sig_lip': learn.model.bias.data.fill_(math.log(1/(n-1))-learn.model.log_scale.exp().item())
     more = (ones,ones) if name == 'clipmoco' else ()
     assert float(cb.lf((ones,ones), y, *more)) == pytest.approx(cb.trivial_loss(y, *more), rel=1e-4)
+
+def test_labels_come_after_the_text():
+    "Features and pictures get the class of an image, not the tokens of its text"
+    learn = make('clip')
+    assert get_features(learn)[1].tolist() == [i%3 for i in range(33, 45)]
+    assert training_batch(learn, 8)[1].shape == (8,) and training_batch(make('clip', loaders(labels=False)), 8)[1] is None
 
 def test_scale_stays_below_100():
     learn = make('clip')

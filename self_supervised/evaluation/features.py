@@ -17,7 +17,7 @@ from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, norm_stats, whole_views
 from ..images import ReadImage, find_images, readable
 from ..collectives import *
-from ..layers import evaluating
+from ..layers import encoder_n_in, evaluating
 from ..callback import SSLCallback, learner_norm, learner_reader, learner_size
 
 # %% ../../nbs/70_evaluation.features.ipynb #1bcf5bb9
@@ -69,7 +69,7 @@ def _file_loader(files, size, n_in, reading, bs=64, may_skip=False):
 
 def _channels(encoder):
     "Channels of the images that `encoder` takes; 3 for one without convolutions"
-    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4) or 3
+    return encoder_n_in(encoder) or 3
 
 def _whole_loader(dl, W=1, r=0, ds=None, items=None):
     "`dl`, or a loader of `ds` like it: all items or `items` in order, or those of process `r` of `W`"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digit_names', 'digit_templates', 'Tokens', 'Words', 'TextTransformer', 'TextTower', 'CLIPModel', 'create_clip_model',
            'create_siglip_model', 'create_clipmoco_model', 'get_clip_aug_pipelines', 'ImageTextMixin', 'CLIP', 'SigLIP',
-           'CLIPMOCO', 'describe', 'captioned_digits_dls']
+           'CLIPMOCO', 'digit_words', 'captioned_digits_dls']
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190002
 import inspect
@@ -192,7 +192,7 @@ class CLIPMOCO(ImageTextMixin, QueueMixin, TeacherCallback):
 digit_names = 'zero one two three four five six seven eight nine'.split()
 digit_templates = 'a photo of the digit {}', 'a {} written by hand', 'this is a {}', 'the number {}'
 
-def describe(x:Tensor) -> str: # A digit (1, h, w)
+def digit_words(x:Tensor) -> str: # A digit (1, h, w)
     "Two words about the pixels of a digit"
     return f"{'wide' if (x > .3).any(-2).sum() > 10 else 'narrow'} and {'bold' if x.mean() > .31 else 'thin'}"
 
@@ -204,7 +204,7 @@ def captioned_digits_dls(
     "scikit-learn's digits, each with captions that are made from its label and its pixels"
     dls = digits_dls(seed=seed)
     xs,ys = zip(*[(x.clone(), int(y)) for ds in (dls.train_ds, dls.valid_ds) for x,y in ds])
-    captions = [[f"{t.format(digit_names[y])}, {describe(x)}" for t in digit_templates] for x,y in zip(xs, ys)]
+    captions = [[f"{t.format(digit_names[y])}, {digit_words(x)}" for t in digit_templates] for x,y in zip(xs, ys)]
     tokens,n = Tokens(Words(sum(captions, [])), length),len(dls.train_ds)
     tfms = [[ItemGetter(0)],[ItemGetter(1), tokens],[ItemGetter(2), Categorize(list(range(10)), sort=False)]]
     dsets = Datasets(list(zip(xs, captions, ys)), tfms, splits=(range(n), range(n, len(xs))), n_inp=2)

@@ -74,13 +74,8 @@ class Distill(QueueMixin, SSLCallback):
         if self.teacher is None:
             raise ValueError("teacher: an exported learner has none: give it again, as in learn.distill.teacher = load_teacher(...)[0]")
         if self.teacher is model.encoder: raise ValueError("teacher: it is the student's own encoder: give a copy, deepcopy(encoder)")
-        nf,d = encoder_nf(self.teacher, ifnone(self.n_in, 3)),projection_size(model)
+        nf,d = encoder_nf(self.teacher, encoder_n_in(self.teacher) or 3),projection_size(model)
         if nf != d: raise ValueError(f"model: its projector gives {d} numbers, the teacher {nf}: use create_distill_model(encoder, {nf})")
-
-    @property
-    def n_in(self) -> int|None:
-        "Channels of the images that the teacher takes; None if it has no convolutions"
-        return first(p.shape[1] for p in self.teacher.parameters() if p.ndim == 4)
 
     @contextmanager
     def setting_up(self):
@@ -111,8 +106,9 @@ class Distill(QueueMixin, SSLCallback):
         return torch.stack([self.of_image[k] for k in keys]).to(x.device)
 
     def inputs(self, views, yb):
-        if self.n_in not in (None, c := views[0].shape[1]):
-            raise ValueError(f"teacher: it takes images of {self.n_in} channels, these have {c}: load the images with n_in={self.n_in}")
+        n_in,c = encoder_n_in(self.teacher),views[0].shape[1]
+        if n_in not in (None,c):
+            raise ValueError(f"teacher: it takes images of {n_in} channels, these have {c}: load the images with n_in={n_in}")
         if self.whole: t = self.teach_whole(ifnone(self.teacher_size, tuple(views[0].shape[-2:]))).repeat(len(views), 1)
         else: t = self.teach(self.teacher_views(views))
         if self.K: self.stage(t[:len(views[0])], yb[0])
