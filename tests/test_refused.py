@@ -17,7 +17,7 @@ from self_supervised.momentum import MomentumEncoder
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import KNN, Chunks, get_features
-from test_methods import METHODS, each, fit, image, make, make_dls, same, state
+from test_methods import METHODS, each, exported, fit, image, make, make_dls, same, state
 
 def loaders(items, bs=8, **kw): return DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0, **kw) for _ in range(2)])
 
@@ -154,7 +154,7 @@ def test_compiled(name, what, tmp_path):
     assert same(state(plain), state(learn))
     learn.load('m')
     assert torch.equal(load_encoder(learn.save_encoder(tmp_path/'e.safetensors')).eval()(torch.ones(1,3,16,16)), enc.eval()(torch.ones(1,3,16,16)))
-    learn.export('a.pkl'); again = load_learner(tmp_path/'a.pkl'); again.dls = learn.dls; fit(again)
+    fit(exported(learn, 'a.pkl'))
 
 def test_a_compiled_encoder_in_a_file(tmp_path):
     enc = create_encoder('test_resnet', False)
