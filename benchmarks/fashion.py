@@ -20,6 +20,10 @@ rates = 3e-3,1e-2,3e-2
 n_labels,draws = 10,5
 labelled = 'supcon','supconmoco'
 baselines = 'raw pixels','untrained encoder','labels alone'
+finetuned,supcon_lr = 'supcon, fine-tuned',1e-2                                       # the rate that the search finds
+
+# lightly's loss for NNCLR has negatives that the paper's has not: both are run
+methods['nnclr, paper'] = methods['nnclr']
 
 # widths as on the digits, alike for both libraries; momentum and queue for a few hundred steps
 model_args = {'simclr': dict(hidden_size=512), 'supcon': dict(hidden_size=512), 'supconmoco': dict(hidden_size=512), 'moco': dict(hidden_size=512),
@@ -28,8 +32,9 @@ model_args = {'simclr': dict(hidden_size=512), 'supcon': dict(hidden_size=512), 
               'barlowtwins': dict(hidden_size=512, projection_size=512), 'vicreg': dict(hidden_size=512, projection_size=512),
               'swav': dict(hidden_size=512, n_protos=256), 'dino': dict(hidden_size=512, bottleneck_size=128, n_out=1024, bn=True),
               'lejepa': dict(hidden_size=512, projection_size=64)}
+model_args['nnclr, paper'] = model_args['nnclr']
 method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2, unsup_method=UnsupMethod.Only), 'supconmoco': dict(temp=.2, K=2048, m=.99), 'moco': dict(temp=.2, K=2048, m=.99),
-               'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048), 'barlowtwins': dict(lmb=.015), 'swav': dict(K=0),
+               'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048, within=True), 'nnclr, paper': dict(temp=.2, K=2048), 'barlowtwins': dict(lmb=.015), 'swav': dict(K=0),
                'dino': dict(tmom_start=.97)}
 peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)),
              'SimSiam': dict(hidden=512, out=512, pred=128), 'NNCLR': dict(hidden=512, pred=512, temp=.2, K=2048),
@@ -89,8 +94,8 @@ def pretrained(name, lib, x, y, lr, epochs, seed):
     assert not torch.equal(before, next(enc.parameters())), f"{name}, {lib}: nothing was trained"
     return enc
 
-def supervised(x, y, few, lr, epochs, seed):
-    "The same encoder and a linear head on the labelled images alone, with the same views and as many steps"
+def supervised(x, y, few, lr, epochs, seed, enc=None):
+    "The same encoder, or `enc`, and a linear head on the labelled images alone, with the same views and as many steps"
     set_seed(seed)
     repeat = round(len(x)/few.sum().item())
     xs,ys = x[few].repeat(repeat, 1, 1, 1),y[few].repeat(repeat)
@@ -99,7 +104,7 @@ def supervised(x, y, few, lr, epochs, seed):
     aug = get_simclr_aug_pipelines(size, **fashion_views)[:1]
     class Views(Callback):
         def before_batch(self): self.learn.xb = tuple(make_views(aug, self.x))
-    learn = Learner(dls, nn.Sequential(e := encoder(), nn.Linear(e.nf, 10)), CrossEntropyLossFlat(), cbs=[Views(), NoValidation()])
+    learn = Learner(dls, nn.Sequential(e := encoder() if enc is None else enc, nn.Linear(e.nf, 10)), CrossEntropyLossFlat(), cbs=[Views(), NoValidation()])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, wd=1e-4)
     return learn.model.eval()
 
@@ -121,8 +126,9 @@ def one(name, lib, lr, epochs, seed, train, test, brief):
     few = torch.from_numpy(few_labels(train[1], n_labels, seed))
     if name == 'raw pixels': return accuracies(lambda x: x.flatten(1), train, test, seed)
     if name == 'untrained encoder': set_seed(seed); return accuracies(partial(features, encoder()), train, test, seed)
-    if name == 'labels alone':
-        model = supervised(*train, few, lr, epochs, seed)
+    if name in ('labels alone',finetuned):
+        enc = pretrained('supcon', 'ours', *train, supcon_lr, epochs, seed) if name == finetuned else None
+        model = supervised(*train, few, lr, epochs, seed, enc)
         return dict(knn_few=(features(model, test[0]).argmax(1) == test[1]).float().mean().item())
     return accuracies(partial(features, pretrained(name, lib, *train, lr, epochs, seed)), train, test, seed, 1 if name in labelled else draws, brief)
 
@@ -157,13 +163,13 @@ def main(
     fit,held = (torch.from_numpy(o) for o in train_test_split(np.arange(len(train[1])), test_size=.2, random_state=0, stratify=train[1]))
     split = [(train[0][o],train[1][o]) for o in (fit,held)]
     methods.pop('distill')                                              # which needs a teacher that the others do not have
-    who = [(k,'ours') for k in methods] + [(k,'lightly') for k,o in methods.items() if o[0].__name__ in peers] + [('labels alone','ours')]
+    who = [(k,'ours') for k in methods] + [(k,'lightly') for k,o in methods.items() if o[0].__name__ in peers and ',' not in k] + [('labels alone','ours'),(finetuned,'ours')]
     who = [o for o in who if only in ('', o[0])]
     work('fashion_search', [(*o, lr, 100) for o in who for lr in rates], search_epochs, *split, workers)
     found = rows_of('fashion_search')
     best = {k:float(g.loc[g.knn_few.idxmax(), 'lr']) for k,g in found[found.epochs == search_epochs].groupby(['method','lib'])}
     todo = [(*o, best[o], seed) for seed in range(seeds) for o in who]
-    todo += [(o, 'ours', 0., seed) for seed in range(seeds) for o in baselines[:2]]
+    if not only: todo += [(o, 'ours', 0., seed) for seed in range(seeds) for o in baselines[:2]]
     work('fashion', todo, epochs, train, test, workers)
     df = rows_of('fashion')
     g = df[df.epochs == epochs].groupby(['method','lib'])[['knn_few','probe_few','knn_all','probe_all']]

@@ -123,7 +123,8 @@ def main(
     epochs:int=15, # Epochs per run
     bs:int=64, # Batch size
     only:str='', # Names of methods, separated by commas; none runs all
-    workers:int=2 # Runs at the same time, a thread each
+    workers:int=2, # Runs at the same time, a thread each
+    no_costs:bool=False # Accuracy alone, on a machine that does other things as well
 ):
     "Print a row per run, then a row per method; write both"
     names = only.split(',') if only else [*baselines, *methods]
@@ -131,10 +132,12 @@ def main(
     rows = parallel(run, [(n,s,bs,epochs) for s in range(seeds) for n in names], n_workers=workers, threadpool=False, method='spawn')
     df = pd.DataFrame(list(rows))
     record('methods', df, ['method','seed','bs','epochs'])
-    torch.set_num_threads(os.cpu_count())
-    costs = cost([n for n in names if n in methods], bs)
-    record('methods_cost', costs, ['method'])
     g = df.groupby('method', sort=False)
     print(f"\n{n_labels} labels per class, {seeds} seeds, {epochs} epochs, batch {bs}, {os.cpu_count()} cores")
     table = pd.DataFrame({'accuracy':g.accuracy.mean(), '95 %':g.accuracy.agg(interval), 'least spread':g.spread.min()})
-    print(table.join(costs.set_index('method')).round(3).to_string())
+    if not no_costs:
+        torch.set_num_threads(os.cpu_count())
+        costs = cost([n for n in names if n in methods], bs)
+        record('methods_cost', costs, ['method'])
+        table = table.join(costs.set_index('method'))
+    print(table.round(3).to_string())

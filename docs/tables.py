@@ -119,7 +119,7 @@ def data():
 
 def fashion():
     df = read('fashion')
-    df = df[df.epochs == df.epochs.max()]
+    df = df[df.epochs == df.epochs.min()]
     assert (df.groupby(['method','lib']).lr.nunique() == 1).all(), "fashion.csv: rows of one method with different learning rates"
     kinds = 'knn_few','probe_few','knn_all','probe_all'
     g = df.groupby(['method','lib'])
@@ -132,6 +132,16 @@ def fashion():
     return (f"{machines('fashion')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
             + markdown(['method','losses and heads of','kNN, 10 labels per class','linear probe, 10 per class','kNN, all labels','linear probe, all labels','learning rate'], rows))
 
+def fashion_longer():
+    "What more epochs do, for the methods that were given them"
+    df,base = read('fashion'),read('fashion').query('method == "raw pixels"')
+    kinds,most = ['knn_few','probe_few','knn_all','probe_all'],df.epochs.max()
+    df = df[(df.lib == 'ours') & df.method.isin(df[df.epochs == most].method) & (df.lr > 0)]
+    rows = [(m, n, *[spread(g[k]) if g[k].notna().all() else '' for k in kinds]) for (m,n),g in df.groupby(['method','epochs'])]
+    rows.append(('raw pixels', '', *[spread(base[k]) for k in kinds]))
+    return (f"{machines('fashion')}; {df.seed.nunique()} seeds\n\n"
+            + markdown(['method','epochs','kNN, 10 labels per class','linear probe, 10 per class','kNN, all labels','linear probe, all labels'], rows))
+
 def distilled():
     df = read('distill')
     names = {'teacher':'the teacher: SupCon with all labels', 'seed':"student, `'seed'`", 'cosine':"student, `'cosine'`", 'SimCLR':'SimCLR', 'raw pixels':'raw pixels'}
@@ -139,12 +149,20 @@ def distilled():
             for (m,n),g in sorted(df.groupby(['method','epochs']), key=lambda o: [*names].index(o[0][0]))]
     return f"{machines('distill')}; {df.seed.nunique()} seeds\n\n"+markdown(['','epochs','accuracy','best epoch'], rows)
 
+def continuing():
+    df = read('continuing')
+    names = {('','raw pixels'):'raw pixels', ('','as it was'):'the encoder as it was'}
+    of = {to:{k:spread(g.accuracy) for k,g in d.groupby(['method','way'])} for to,d in df.fillna({'method':''}).groupby('to')}
+    ways = [('','raw pixels'),('','as it was'),*((m,w) for m in ('SimCLR','DINO') for w in ('from scratch','the same rate','a tenth','rising from a tenth'))]
+    return (f"{machines('continuing')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
+            + markdown(['method','learning rate of the encoder','to other clothes','to digits'], [(m, names.get((m,w), w), *(of[to].get((m,w), '') for to in ('clothes','digits'))) for m,w in ways]))
+
 def clip():
     df = read('clip')
     rows = [(m, spread(g.accuracy) if len(g) > 1 else f'{g.accuracy.mean():.3f}', f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
     return f"{machines('clip')}; seeds: {df.seed.nunique()}, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
 
-tables = dict(clip=clip, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion)
+tables = dict(clip=clip, continuing=continuing, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

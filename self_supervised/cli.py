@@ -130,11 +130,11 @@ def _labels(labels):
         raise ValueError(f"labels: {labels!r} is neither 'parent', for the names of folders, nor a table that exists")
     return labels if labels == 'parent' else Path(labels)
 
-def _columns(cols, labels):
+def _columns(cols, table, name='cols', what='labels'):
     if cols is None: return (0,1)
     names = tuple(o.strip() for o in cols.split(','))
-    if len(names) != 2: raise ValueError(f"cols: it must be the names of two columns, files and labels, as in file,defect; got {cols!r}")
-    if labels in (None,'parent'): raise ValueError(f"cols: {cols!r} are columns of a table: say which by --labels TABLE")
+    if len(names) != 2: raise ValueError(f"{name}: it must be the names of two columns, files and {what}, as in file,defect; got {cols!r}")
+    if table in (None,'parent'): raise ValueError(f"{name}: {cols!r} are columns of a table: say which by --{what} TABLE")
     return names
 
 def _refuse(path, why, **args):
@@ -152,17 +152,20 @@ def read_images(
     cache:str|Path|None=None, # Folder of decoded images, of a folder
     workers:int|None=None, # Processes that read images, of a folder; None leaves it to fastai
     seed:int=42, # Draws what is held out
-    method:str='crop', white:float|None=None # How the files of a folder become images of one size, as in `read_image`
+    method:str='crop', white:float|None=None, # How the files of a folder become images of one size, as in `read_image`
+    texts:str|Path|None=None, text_cols:str|None=None # A table of texts and its two columns, of a folder
 ) -> DataLoaders:
     "Loaders of a folder of images, or of a data set that is here"
     if str(path) in built_in:
-        _refuse(path, 'it is for folders, not for', labels=labels, cols=cols, valid=valid, workers=workers, white=white)
+        _refuse(path, 'it is for folders, not for', labels=labels, cols=cols, valid=valid, workers=workers, white=white, texts=texts)
         return built_in[str(path)][0](n_labels, bs=ifnone(bs, 64), seed=seed, **(dict(size=size) if str(path) == 'digits' else {}))
     if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}, nor is that one of {', '.join(built_in)}")
     _refuse(path, "it is for data sets whose labels are all known, not for the folder", n_labels=n_labels)
     more = {} if workers is None else dict(num_workers=workers)
-    return folder_dls(path, round(size*1.25), _labels(labels), bs, cache=cache, valid=_share_or_name(valid or .2),
-                      n_in=n_in, seed=seed, cols=_columns(cols, labels), method=method, white=white, **more)
+    if texts is not None: more |= dict(texts=texts, text_cols=_columns(text_cols, texts, 'text_cols', 'texts'))
+    read = folder_dls if texts is None else captioned_dls
+    return read(path, size=round(size*1.25), labels=_labels(labels), bs=bs, cache=cache, valid=_share_or_name(valid or .2),
+                n_in=n_in, seed=seed, cols=_columns(cols, labels), method=method, white=white, **more)
 
 # %% ../nbs/60_cli.ipynb #c6498cbf
 methods = { # Callback, model and views of each
@@ -179,7 +182,10 @@ methods = { # Callback, model and views of each
     'swav':        (SWAV, create_swav_model, get_swav_aug_pipelines),
     'dino':        (DINO, create_dino_model, get_dino_aug_pipelines),
     'lejepa':      (LeJEPA, create_lejepa_model, get_lejepa_aug_pipelines),
-    'distill':     (Distill, create_distill_model, get_distill_aug_pipelines)}
+    'distill':     (Distill, create_distill_model, get_distill_aug_pipelines),
+    'clip':        (CLIP, create_clip_model, get_clip_aug_pipelines),
+    'siglip':      (SigLIP, create_siglip_model, get_clip_aug_pipelines),
+    'clipmoco':    (CLIPMOCO, create_clipmoco_model, get_clip_aug_pipelines)}
 
 def parse_settings(settings:list # Each `name=value`
 ) -> dict:
@@ -198,7 +204,7 @@ def change_settings(s:Suggestion, # As `suggest` gave it
     "Put `settings` where they belong; raise for names that no part of the training has"
     cb,model,augs = methods[method]
     own = dict(method=cb.__init__, model=model, views=augs)
-    not_here = 'self','encoder','size','aug_pipelines','kwargs','print_augs','cuda','n_in','xtra_tfms','teacher'
+    not_here = 'self','encoder','size','aug_pipelines','kwargs','print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
     own = {k:[n for n in inspect.signature(f).parameters if n not in not_here] for k,f in own.items()}
     own['fit'] = ['n_epoch','lr_max','wd','pct_start','div','div_final','moms']
     for k,v in settings.items():
@@ -304,6 +310,7 @@ def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None) -
 def pretraining_learner(dls:DataLoaders, method:str, enc:nn.Module, s:Suggestion, size:int, out:Path, every:int, **own) -> Learner:
     "A learner with the settings `s`, arguments of the method's `own`, checkpoints, alarms and a file of the table"
     cb,model,augs = methods[method]
+    if issubclass(cb, ImageTextMixin): model = partial(model, text_encoder=text_tower(dls))
     if 'unsup_class_id' in inspect.signature(cb).parameters: own['unsup_class_id'] = dls.vocab.o2i.get('unsup')
     cbs = [cb(augs(size, **s.views), **own, **s.method), Checkpoint(out/'checkpoints', every), Alarms(),
            MetricsFile(out/'metrics.csv')]
@@ -329,6 +336,10 @@ def finish(learn:Learner, out:Path, report:bool):
         except Exception as e: warn(f"there is no report: {e}")
         if evaluation: print(evaluation.table().to_string())
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
+    if hasattr(get_model(learn.model), 'embed_texts'):
+        print(f"How well the {len(learn.dls.valid_ds)} held-out images and their texts find each other:\n{retrieval(*embeddings(learn))}")
+        learn.export('learner.pkl')
+        print(f"{out/'learner.pkl'}: both towers, for load_learner, embed_texts and zero_shot")
     if (out/'report.html').exists(): print(f"{out/'report.html'}: what happened, to open in a browser")
 
 # %% ../nbs/60_cli.ipynb #2e036bc4
@@ -352,6 +363,8 @@ def ssl_pretrain(
     pretrained:bool=False, # Start from the library's weights, which needs a network once
     encoder:Path=None, # Start from this encoder file
     teacher:str=None, # For distill: the file of an encoder to learn from, or a name of timm
+    texts:Path=None, # For clip, siglip and clipmoco: a table (CSV, Excel) with the images' names and their texts
+    text_cols:str=None, # Two columns of that table: names and texts, as in `file,caption`
     n_in:int=3, # Channels of the images of a folder
     white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
@@ -371,11 +384,12 @@ def ssl_pretrain(
     ssl_pretrain photos                                           SimCLR, ResNet-18, 128 pixels
     ssl_pretrain photos --method byol --size 96 --epochs 100 --out runs/a
     ssl_pretrain photos --method supcon --labels labels.csv       a few labels, the other images have none
+    ssl_pretrain photos --method clip --texts captions.csv        images with texts, of which retrieval is measured
     ssl_pretrain digits --method moco --set K=512 temp=.2         no folder needed
     accelerate launch --num_processes 4 "$(which ssl_pretrain)" photos     four processes"""
     free = 'out','cache','no_cache','workers','every','no_report','dry_run'
     asked = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in (*free,'free')}
-    for k in ('path','labels','encoder','teacher'):
+    for k in ('path','labels','encoder','teacher','texts'):
         if asked[k] and asked[k] not in built_in and Path(asked[k]).exists(): asked[k] = str(Path(asked[k]).resolve())
     asked['processes'] = max(num_distrib(), 1)
     size,n_in,out = _size(path, size),_channels(path, n_in),Path(out or f'runs/{Path(path).resolve().name}-{method}')
@@ -386,6 +400,9 @@ def ssl_pretrain(
         return
     if 'supcon' in method and not (labels or path in built_in):
         raise ValueError(f"labels: {method} learns from labels, so it has to know where they are: --labels parent, or --labels TABLE")
+    if issubclass(methods[method][0], ImageTextMixin) != bool(texts):
+        raise ValueError(f"texts: clip, siglip and clipmoco learn from texts, and no other method does; got {texts} for {method}: "
+                         "--texts TABLE of names and texts")
     if encoder and (pretrained or arch_set):
         raise ValueError("encoder: its file names the architecture and has the weights: leave out --pretrained and --arch-set")
     if encoder and (has := encoder_info(encoder).get('n_in', n_in)) != n_in:
@@ -393,11 +410,14 @@ def ssl_pretrain(
     if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     set_seed(seed)
     cache = None if no_cache else cache or out.parent/'decoded'
-    dls = read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, workers, seed, white=white)
+    dls = read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, workers, seed, white=white, texts=texts,
+                      text_cols=text_cols)
     if share is not None or 'supcon' in method and 'unsup' in dls.vocab: dls = mixed_batches(dls, ifnone(share, .5))
     enc = load_encoder(encoder) if encoder else new_encoder(arch, pretrained, n_in, size, **parse_settings(arch_set or []))
-    s = suggest(methods[method][0], len(dls.train_ds), dls.train.bs*max(num_distrib(), 1), size, epochs, **encoder_shape(enc))
-    if pretrained or encoder: s.add('fit', "a tenth, as this encoder has learned before", 'judgement', lr_max=s.fit.lr_max/10)
+    s = suggest(methods[method][0], len(dls.train_ds), dls.train.bs*max(num_distrib(), 1), size, epochs, **encoder_shape(enc),
+                pretrained=bool(pretrained or encoder))
+    if 'splitter' in s.learner and not hasattr(enc, 'group_matcher'):
+        s.add('learner', "the encoder, whose layers have no names, and the heads, which are new", 'judgement', splitter=model_splitter)
     s.add('views', f"for {path}", 'images', **_views(path, n_in, getattr(enc, 'info', {}).get('stats')))
     own = parse_settings(set or [])
     given = check_teacher(method, teacher, n_in, own.get('teacher_size'))

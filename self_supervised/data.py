@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['no_label_names', 'digits_stats', 'digits_views', 'fashion_vocab', 'GatherDL', 'SharedDL', 'GivenLabel',
-           'image_labels', 'split_files', 'folder_dls', 'ReadItem', 'decoded_once', 'few_labels', 'image_dls',
-           'digits_dls', 'labelled_dls', 'read_idx', 'fashion_mnist_dls', 'sample_pictures', 'sample_photos']
+           'image_labels', 'image_texts', 'split_files', 'folder_dls', 'ReadItem', 'decoded_once', 'few_labels',
+           'image_dls', 'digits_dls', 'labelled_dls', 'read_idx', 'fashion_mnist_dls', 'sample_pictures',
+           'sample_photos']
 
 # %% ../nbs/06_data.ipynb #e30e90c7
 import gzip, unicodedata, PIL.Image
@@ -108,42 +109,50 @@ class GivenLabel(FileTransform):
     def encodes(self, o): return self.labels[o]
 
 def _read_table(path):
-    "A CSV file, with commas or semicolons, or a sheet of Excel, as text"
+    "A CSV file, with commas, semicolons or tabs, or a sheet of Excel, as text"
     if Path(path).suffix.lower() in ('.xlsx','.xls'): return pd.read_excel(path, dtype=str)
-    df = pd.read_csv(path, dtype=str)
-    return df if df.shape[1] > 1 else pd.read_csv(path, dtype=str, sep=';')
+    with open(path, errors='replace') as f: first_line = f.readline()
+    return pd.read_csv(path, dtype=str, sep=max(',;\t', key=first_line.count))
 
 def _plain(name):
     "A path as it is compared: other systems write it with \\ or in other Unicode"
     return unicodedata.normalize('NFC', os.path.normpath(str(name).strip().replace('\\', '/')))
 
-def _table_labels(df, files, root, cols):
-    "Label of each file from a column of names and one of labels"
+def _table_rows(df, files, root, cols, what):
+    "File and value of each row of a table, from a column of names and one of values, which an error calls `what`"
     if not isinstance(df, pd.DataFrame): df = _read_table(df)
+    arg = dict(texts='text_cols').get(what, 'cols')
     missing = [c for c in cols if (c not in df.columns if isinstance(c, str) else c >= df.shape[1])]
-    if missing: raise ValueError(f"cols: the table has no column {missing[0]!r}, only {list(df.columns)}")
+    if missing: raise ValueError(f"{arg}: the table has no column {missing[0]!r}, only {list(df.columns)}")
     names,ys = (df[c] if isinstance(c, str) else df.iloc[:,c] for c in cols)
     paths,short = {_plain(p):f for f in files for p in (os.path.relpath(f, root), str(f), os.path.abspath(f))},{}
     for f in files:
         for n in {_plain(f.name), _plain(f.stem)}: short.setdefault(n, []).append(f)
     def files_of(n): return [paths[n]] if n in paths else short.get(n, [])
     if any(files_of(_plain(c)) for c in df.columns):
-        raise ValueError(f"labels: the table needs a first line with names of columns, it has {list(df.columns)}")
-    res,lost = {},0
+        raise ValueError(f"{what}: the table needs a first line with names of columns, it has {list(df.columns)}")
+    res = []
     for n,y in zip(map(_plain, names), ys):
         fs = files_of(n)
-        if len(fs) > 1: raise ValueError(f"labels: {n!r} is the name of several files: give paths within {str(root)!r}")
-        old = res.get(fs[0]) if fs else None
-        if not (pd.isna(old) or pd.isna(y) or old == y): raise ValueError(f"labels: {n!r} has two labels, {old!r} and {y!r}")
-        if fs: res[fs[0]] = old if pd.isna(y) else y
-        else: lost += 1
+        if len(fs) > 1: raise ValueError(f"{what}: {n!r} is the name of several files: give paths within {str(root)!r}")
+        if fs: res.append((fs[0], y))
     if not res:
-        raise ValueError(f"labels: none of the names, e.g. {names.iloc[0]!r}, is a file in {str(root)!r}, e.g. "
-                         f"{os.path.relpath(files[0], root)!r}. cols=(names, labels) says which of the columns {list(df.columns)} to take")
+        raise ValueError(f"{what}: none of the names, e.g. {names.iloc[0]!r}, is a file in {str(root)!r}, e.g. "
+                         f"{os.path.relpath(files[0], root)!r}. {arg}=(names, {what}) says which of the columns {list(df.columns)} to take")
     if tuple(cols) == (0,1) and df.shape[1] > 2:
-        warn(f"labels: the table has the columns {list(df.columns)}; names are taken from the first and labels from the second, unless "
-             "cols=(names, labels) says otherwise")
-    if lost: warn(f"labels: {lost} of {len(df)} rows name no image of the folder that can be read")
+        warn(f"{what}: the table has the columns {list(df.columns)}; names are taken from the first and {what} from the second, unless "
+             f"{arg}=(names, {what}) says otherwise")
+    if lost := len(df)-len(res): warn(f"{what}: {lost} of {len(df)} rows name no image of the folder that can be read")
+    return res
+
+def _table_labels(df, files, root, cols):
+    "Label of each file of a table"
+    res = {}
+    for f,y in _table_rows(df, files, root, cols, 'labels'):
+        old = res.get(f)
+        if not (pd.isna(old) or pd.isna(y) or old == y):
+            raise ValueError(f"labels: {os.path.relpath(f, root)!r} has two labels, {old!r} and {y!r}")
+        res[f] = old if pd.isna(y) else y
     return res
 
 def _name(y):
@@ -175,6 +184,24 @@ def image_labels(
     if alone > 1 and alone > len(counts)/2:
         warn(f"labels: {alone} of {len(counts)} classes have one image, e.g. {first(counts)!r}: are these labels?")
     return {f:found.get(f, unsup) for f in files}
+
+def image_texts(
+    files:list, root:Path, # As in `image_labels`
+    texts:str|Path|pd.DataFrame|Callable, # As in `folder_dls`
+    cols:tuple=(0,1) # Columns of a table: file name and text, by name or number
+) -> dict: # List of texts of each file that has any
+    "Texts of image files"
+    rows = [(f,t) for f in files for t in L(texts(f))] if callable(texts) else _table_rows(texts, files, root, cols, 'texts')
+    found = defaultdict(list)
+    for f,t in rows:
+        if not (pd.isna(t) or str(t).strip() == ''): found[f].append(str(t).strip())
+    if not found: raise ValueError(f"texts: none of {len(files)} images has one")
+    if none := len(files)-len(found): warn(f"texts: {none} of {len(files)} images have none and are left out")
+    different = len({t for ts in found.values() for t in ts})
+    if different <= len(found)/10:
+        warn(f"texts: {len(found)} images have {different} different texts, and images with the same text count as different: if these are "
+             "classes, give them as labels")
+    return dict(found)
 
 # %% ../nbs/06_data.ipynb #5e8d0ce1
 def split_files(
@@ -215,6 +242,9 @@ def folder_dls(
     valid:float|str|Callable=.2, # What is held out: a share, the images in folders of that name, or those for which a function is true
     share:float|None=None, # Share of labelled images in a training batch, see `SharedDL`; None leaves it to chance
     unsup:str='unsup', no_label:tuple=no_label_names, cols:tuple=(0,1), # As in `image_labels`
+    texts:str|Path|pd.DataFrame|Callable|None=None, # Texts of images: a function of the path, or a table with a row for each text
+    tokens:Callable|None=None, # Of a list of texts, as `Tokens`; they come after the image, as a second input
+    text_cols:tuple=(0,1), # Columns of the table of texts: file name and text, by name or number
     method:str='crop', n_in:int=3, white:float|None=None, # As in `read_image`
     on_error:str='skip', # 'raise' stops at files that cannot be read, which 'skip' names in a warning and leaves out
     exts:tuple=image_exts, # Endings of image files
@@ -224,6 +254,7 @@ def folder_dls(
     "DataLoaders of a folder of images, with labels, some labels or none"
     if share is not None and labels is None:
         raise ValueError(f"share={share!r}: there are no labels to share; labels= says where they are")
+    if (texts is None) != (tokens is None): raise ValueError("tokens: texts and tokens need each other: give both, or use captioned_dls")
     path = Path(path)
     files,bad = readable(find_images(path, exts), on_error)
     how = dict(method=method, white=white)
@@ -232,8 +263,12 @@ def folder_dls(
         broken = reader.fill(files)
         report_unreadable(broken, len(files), on_error)
         files,bad = [f for f in files if f not in broken],{**bad,**broken}
-    lbls = image_labels(files, path, labels, unsup, no_label, cols)
     tfms = [[reader]]
+    if texts is not None:
+        of_file = image_texts(files, path, texts, text_cols)
+        files,bad = [f for f in files if f in of_file],{**bad,**{f:'it has no text' for f in files if f not in of_file}}
+        tfms.append([GivenLabel(of_file), tokens])
+    lbls = image_labels(files, path, labels, unsup, no_label, cols)
     if lbls:
         vocab = sorted(set(lbls.values())-{unsup}) + [unsup]*(unsup in lbls.values())
         tfms.append([GivenLabel(lbls), Categorize(vocab, sort=False)])
@@ -243,7 +278,7 @@ def folder_dls(
     splits = split_files(files, path, valid, lbls, unsup, seed)
     bs = ifnone(bs, min(64, max(len(splits[0])//2, 2)))
     if bs > len(splits[0]): raise ValueError(f"bs={bs} is more than the {len(splits[0])} images for training: choose a smaller one")
-    dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL)
+    dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL, n_inp=1 if texts is None else 2)
     if cache is not None: kwargs = {'num_workers':0, **kwargs}
     args = dict(bs=bs, after_item=[ToTensor], after_batch=[IntToFloatTensor], **kwargs)
     dls = dsets.dataloaders(**args) if share is None else dsets.shared_dataloaders(share, unsup, **args)

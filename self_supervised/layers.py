@@ -222,12 +222,13 @@ def create_predictor_model(
     pred_size:int|None=None, # Width of the predictor's hidden layer; None is `hidden_size`
     bn:bool=True, # BatchNorm in both heads
     nlayers:int=2, # Linear layers of the projector
-    last_bn:bool=False, # BatchNorm without affine parameters after the projector
+    last_bn:bool=False, # BatchNorm after the projector
+    affine:bool=False, # Scale and shift, which that BatchNorm learns; MoCo v3 and SimSiam have none
     n_in:int=3 # Channels, used only if `encoder` does not announce its width
 ) -> PredictorModel:
     "`encoder` with an MLP projector and a two-layer predictor"
     projector = create_mlp_module(encoder_nf(encoder, n_in), hidden_size, projection_size, bn, nlayers)
-    if last_bn: projector.append(nn.BatchNorm1d(projection_size, affine=False))
+    if last_bn: projector.append(nn.BatchNorm1d(projection_size, affine=affine))
     return PredictorModel(encoder, projector, create_mlp_module(projection_size, ifnone(pred_size, hidden_size), projection_size, bn))
 
 # %% ../nbs/02_layers.ipynb #493f140e

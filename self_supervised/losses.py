@@ -180,10 +180,14 @@ def moco_v3(q:Tensor, # (2B, d) predictions of the student, first views then sec
 def nnclr(nn:Tensor, # (2B, d) nearest neighbours of the projections of the first, then of the second views
           p:Tensor, # (2B, d) predictions, in the same order
           temp:float=0.1, # temperature τ > 0
-          rows:Tensor|None=None # As in `moco_v3`
+          rows:Tensor|None=None, # As in `moco_v3`
+          within:bool=False # L is NT-Xent, as in lightly: predictions of one view are negatives of each other too
 ) -> Tensor: # scalar
     "NNCLR (2104.14548): ½L(NN(z1),p2) + ½L(NN(z2),p1); no gradient to the neighbours"
     (n1,n2),(p1,p2) = nn.detach().chunk(2),p.chunk(2)
+    if within:
+        if rows is not None: rows = torch.cat([rows, rows+len(n1)])
+        return (nt_xent(torch.cat([n1,p2]), temp, rows=rows) + nt_xent(torch.cat([n2,p1]), temp, rows=rows))/2
     return (info_nce(n1, p2, temp=temp, rows=rows) + info_nce(n2, p1, temp=temp, rows=rows))/2
 
 # %% ../nbs/03_losses.ipynb #e30fc00e

@@ -1,5 +1,5 @@
 "The command line, as somebody uses it in their first hour: on their own photographs, with Ctrl-C in the middle, with mistakes, in a log."
-import os, pty, re, shutil, signal, subprocess, sys, warnings
+import inspect, math, os, pty, re, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch
@@ -61,6 +61,18 @@ def test_plain_timm(trained):
     enc.load_state_dict(load_file(trained[0]/'encoder.safetensors'))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(enc.eval()(x), load_encoder(trained[0]/'encoder.safetensors').eval()(x))
+
+@pytest.mark.parametrize('arch,groups', [('test_resnet',None),('xresnet18',2)])
+def test_going_on_from_a_file(arch, groups, photos, tmp_path):
+    "The layers of an encoder that has learned before get smaller rates, however it names them; --lr is for all of them"
+    f = cli.save_encoder(cli.create_encoder(arch, False), tmp_path/'e.safetensors')
+    args = dict(epochs=1, size=32, bs=16, precision='fp32', no_report=True, encoder=f)
+    learn = ssl_pretrain(photos, out=tmp_path/'a', **args)
+    lrs = [o['lr'] for o in learn.opt.hypers]
+    assert len(lrs) == groups if groups else len(lrs) > 4
+    assert math.isclose(lrs[-1], 10*lrs[0], rel_tol=1e-6) and sorted(lrs) == lrs
+    learn = ssl_pretrain(photos, out=tmp_path/'b', lr=1e-3, **args)
+    assert len({o['lr'] for o in learn.opt.hypers}) == 1
 
 def test_stopped_and_continued(trained, photos, tmp_path):
     "Ctrl-C, then SIGTERM, then the same command again: the same table and weights as without"
@@ -252,7 +264,8 @@ def test_every_method():
     assert own == set(papers)
     for k,(cb,model,augs) in methods.items():
         assert k == cb.__name__.lower() and issubclass(cb, SSLCallback)
-        s = change_settings(Suggestion(), k, dict(hidden_size=7, lr_max=.1, resize_scale=(.5,1)))
-        assert (s.model.hidden_size,s.fit.lr_max,s.views.resize_scale) == (7,.1,(.5,1))
+        width = 'hidden_size' if 'hidden_size' in inspect.signature(model).parameters else 'projection_size'
+        s = change_settings(Suggestion(), k, {width:7, 'lr_max':.1, 'resize_scale':(.5,1)})
+        assert (s.model[width],s.fit.lr_max,s.views.resize_scale) == (7,.1,(.5,1))
 
 def test_values(): assert parse_settings(['a=1','b=(.1,2)','c=None','d=all','e=x=y']) == dict(a=1, b=(.1,2), c=None, d='all', e='x=y')

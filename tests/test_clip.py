@@ -3,14 +3,17 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest, torch
 import torch.distributed as dist
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, SGD, TensorImage, TfmdDL, load_learner, nn, noop, rank_distrib, set_seed
+from self_supervised.cli import ssl_pretrain, ssl_views
 from self_supervised.evaluation.health import training_batch
 from self_supervised.losses import clip_loss, info_nce, siglip_loss
 from self_supervised.training.distributed import launch
 from self_supervised.vision.all import (CLIP, CLIPMOCO, Alarms, Checkpoint, SigLIP, TextTower, TextTransformer, Tokens, Words, create_clip_model, create_clipmoco_model, create_encoder, create_simclr_model,
-                                        create_siglip_model, embed_texts, embeddings, get_clip_aug_pipelines, get_features, get_model, retrieval, ssl_metrics, zero_shot)
+                                        create_siglip_model, captioned_dls, embed_texts, embeddings, folder_dls, get_clip_aug_pipelines, get_features, get_image_files,
+                                        get_model, load_encoder, retrieval, sample_photos, ssl_metrics, text_tokens, text_tower, zero_shot)
 from test_distributed import BS, N, SHARES, Fixed, Records, Shares, order, without_bn
 from test_losses import same
 from test_methods import image, state
@@ -189,6 +192,76 @@ def test_refused():
     learn = make('clip')
     with pytest.raises(ValueError, match='prompts: there are 2'): zero_shot(learn, ['a','b'], tokens)
     with pytest.raises(ValueError, match='no labels'): zero_shot(make('clip', loaders(labels=False)), ['a','b'], tokens)
+
+# a folder
+
+@pytest.fixture
+def photos(tmp_path):
+    "Tiles of 16 pictures, and two texts for all but four of them"
+    root = sample_photos(tmp_path/'photos', n=4, size=40)
+    files = sorted(get_image_files(root))
+    kinds = '{} number {}','a tile of {}, the {}th'
+    return root,files,pd.DataFrame([dict(file=str(f.relative_to(root)), caption=t.format(f.parent.name, i)) for i,f in enumerate(files[4:]) for t in kinds])
+
+def test_each_image_has_its_own_texts(photos, tmp_path):
+    root,files,table = photos
+    table.loc[0,'caption'],table.loc[2,'caption'] = None,'  '                            # of two images one text is left
+    of = table.dropna()[lambda o: o.caption.str.strip() != ''].groupby('file').caption.apply(set)
+    for cache in (None,tmp_path/'cache'):
+        with pytest.warns(UserWarning, match='texts: 4 of .* images have none and are left out'):
+            dls = captioned_dls(root, table, size=32, labels='parent', valid='valid', cache=cache, bs=8, num_workers=0)
+        assert set(dls.left_out) == set(files[:4]) and dls.n_inp == 2
+        words,seen = {v:k for k,v in text_tokens(dls).tokenizer.number.items()},set()
+        dl = dls.train.new(shuffle=False, drop_last=False)
+        for _ in range(12):
+            for f,row in zip(dls.train_ds.items, torch.cat([b[1] for b in dl])):
+                said = [words[int(o)] for o in row if o]
+                own = [t for t in of[str(f.relative_to(root))] if Words([]).split(t) == said]
+                assert len(own) == 1, f"{f} has another image's text"
+                seen.add(own[0])
+        assert seen == set().union(*(of[str(f.relative_to(root))] for f in dls.train_ds.items))           # each text is drawn
+
+def test_texts_that_are_refused(photos):
+    root,files,table = photos
+    def quiet(texts, **kw): return captioned_dls(root, texts, size=32, num_workers=0, **kw)
+    with pytest.raises(ValueError, match="no column 'words'"): quiet(table, text_cols=('file','words'))
+    with pytest.raises(ValueError, match=r'text_cols=\(names, texts\)'): quiet(table.assign(file='x'))
+    with pytest.raises(ValueError, match='texts: none of'): quiet(lambda f: None)
+    with pytest.raises(ValueError, match='captioned_dls'): folder_dls(root, 32, texts=table)
+    with pytest.warns(UserWarning, match='1 different texts.*give them as labels'): quiet(lambda f: 'a photo')
+    assert quiet(lambda f: f'{f.stem} of {f.parent.name}').n_inp == 2
+    with pytest.raises(ValueError, match='no Tokens'): text_tokens(folder_dls(root, 32, num_workers=0))
+
+def test_tokenizers_of_others(photos):
+    "A text tower fits them"
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    root,_,table = photos
+    t = Tokenizer(models.BPE(unk_token='?')); t.pre_tokenizer = pre_tokenizers.Whitespace()
+    t.train_from_iterator(table.caption, trainers.BpeTrainer(vocab_size=80, special_tokens=['','?'], show_progress=False))
+    dls = captioned_dls(root, table, t, 12, size=32, bs=8, num_workers=0)
+    tower = text_tower(dls, 32, 1, 2)
+    assert tower(dls.one_batch()[1]).shape == (8,12,32) and len(tower.embed.weight) == t.get_vocab_size()
+
+@pytest.mark.parametrize('name', ['clip','siglip','clipmoco'])
+def test_command_line(name, photos, capsys):
+    root,files,table = photos
+    texts = root.parent/'t.csv'
+    table.to_csv(texts, sep=';', index=False)
+    out,args = root.parent/'out',dict(epochs=1, size=32, arch='test_resnet', bs=8, precision='fp32', no_report=name != 'clip')
+    def run(): return ssl_pretrain(root, method=name, out=out, labels='parent', valid='valid', texts=texts, text_cols='file,caption', **args)
+    run()
+    said = capsys.readouterr().out
+    assert 'image to text' in said and 'lr_max' in said
+    learn = load_learner(out/'learner.pkl')
+    z = embed_texts(learn, ['a tile of coffee'])
+    assert z.shape == (1,learn.model.projector.out_features) and torch.isfinite(z).all()
+    assert load_encoder(out/'encoder.safetensors').eval()(torch.ones(1,3,32,32)).ndim == 2
+    if name != 'clip': return
+    run(); assert 'is finished' in capsys.readouterr().out
+    ssl_views(root, method=name, out=root.parent/'v.png', size=32)
+    with pytest.raises(ValueError, match='--texts TABLE'): ssl_pretrain(root, method='clip', out=root.parent/'x')
+    with pytest.raises(ValueError, match='no other method does'): ssl_pretrain(root, method='simclr', texts=texts, out=root.parent/'x')
+    with pytest.raises(ValueError, match='texts: it is for folders'): ssl_pretrain('digits', method='clip', texts=texts, out=root.parent/'x')
 
 # two processes
 

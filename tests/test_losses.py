@@ -51,6 +51,7 @@ def test_nnclr_and_moco_v3():
         norm = torch.nn.functional.normalize
         return torch.nn.functional.cross_entropy(norm(a) @ norm(b).T/t, torch.arange(6))
     same(lambda p: nnclr(z, p, .1), lambda p: (ce(z[:6], p[6:], .1) + ce(z[6:], p[:6], .1))/2, p)
+    same(lambda p: nnclr(z, p, .1, within=True), lambda p: (peer(.1)(z[:6], p[6:]) + peer(.1)(z[6:], p[:6]))/2, p)
     same(lambda p: moco_v3(p, z, .2), lambda p: .4*(ce(p[:6], z[6:], .2) + ce(p[6:], z[:6], .2)), p)
 
 def test_moco_against_lightly():
@@ -123,7 +124,7 @@ DIVIDED = dict(nt_xent=nt_xent, multi_crop=lambda z,rows: nt_xent(z, .1, 4, rows
                **{f'vicreg_{d}':partial(lambda z,rows,d: vicreg_loss(z[:,:d], rows=rows[rows < 10] if rows is not None else None)[0], d=d) for d in (16,4)},
                koleo=lambda z,rows: koleo(z, rows=rows), seed=lambda z,rows: seed(z, z.flip(0), z[:7], rows=rows),
                clip=lambda z,rows: clip_loss(z, z.flip(0), z.norm(), rows), siglip=lambda z,rows: siglip_loss(z, z.flip(0), z.norm(), z.mean()-5, rows),
-               nnclr=lambda z,rows: nnclr(z.flip(0), z, .1, rows[rows < 10] if rows is not None else None))
+               **{f'nnclr_{w}':partial(lambda z,rows,w: nnclr(z.flip(0), z, .1, rows[rows < 10] if rows is not None else None, w), w=w) for w in (False,True)})
 
 @pytest.mark.parametrize('name', DIVIDED)
 def test_parts_add_up(name):

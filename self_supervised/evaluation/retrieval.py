@@ -8,6 +8,7 @@ __all__ = ['places', 'retrieval', 'embed_texts', 'embeddings', 'zero_shot']
 # %% ../../nbs/78_evaluation.retrieval.ipynb #7e700102
 from fastai.vision.all import *
 from ..layers import evaluating
+from ..vision.clip import text_tokens
 from .features import *
 
 # %% ../../nbs/78_evaluation.retrieval.ipynb #7e700105
@@ -34,12 +35,14 @@ def retrieval(
 
 # %% ../../nbs/78_evaluation.retrieval.ipynb #7e700108
 def embed_texts(learn:Learner, # With a model that has `embed_texts`, as those of `create_clip_model`
-                texts:list, tokens:Callable, # Texts, and the `Tokens` of the training
+                texts:list, # Texts
+                tokens:Callable|None=None, # The `Tokens` of the training; None is that of the learner's loaders
                 bs:int=256 # Texts at a time
 ) -> Tensor: # (n, d) on the CPU
     "Embeddings of texts"
     model = get_model(learn.model)
     if not hasattr(model, 'embed_texts'): raise ValueError(f"learn: its model, {type(model).__name__}, has no tower for texts")
+    if tokens is None: tokens = text_tokens(learn.dls)
     ids = torch.stack([tokens(o) for o in texts]).to(next(model.parameters()).device)
     with evaluating(model): return torch.cat([model.embed_texts(o).float().cpu() for o in ids.split(bs)])
 
@@ -52,7 +55,7 @@ def embeddings(learn:Learner, ds_idx:int=1) -> tuple: # Embeddings of images and
 def zero_shot(
     learn:Learner, # As in `embed_texts`; its loaders give a label after the text
     prompts:list, # For each class, in the order of the vocabulary, a text or several
-    tokens:Callable, # The `Tokens` of the training
+    tokens:Callable|None=None, # As in `embed_texts`
     ds_idx:int=1 # 1 is the validation set
 ) -> float: # In [0, 1]
     "Share of images whose class is that of the most similar prompts"

@@ -7,6 +7,7 @@ __all__ = ['papers', 'heads', 'small_batch', 'Suggestion', 'suggest']
 
 # %% ../../nbs/87_training.settings.ipynb #82322f09
 from fastai.vision.all import *
+from .finetune import layer_splitter
 
 # %% ../../nbs/87_training.settings.ipynb #0836f20f
 papers = {
@@ -23,7 +24,11 @@ papers = {
     'SWAV':        dict(arxiv='2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840),
     'DINO':        dict(arxiv='2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03),
     'LeJEPA':      dict(arxiv='2511.08544'),
-    'Distill':     dict(arxiv='2101.04731', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, K=65536)}
+    'Distill':     dict(arxiv='2101.04731', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, K=65536),
+    'CLIP':        dict(arxiv='2103.00020', opt='AdamW', lr=5e-4, wd=.2, bs=32768, epochs=32),
+    'SigLIP':      dict(arxiv='2303.15343'),
+    'CLIPMOCO':    dict(arxiv='2103.00020, 1911.05722', temp=.07, K=65536, m=.999)}
+_texts = 'CLIP','SigLIP','CLIPMOCO'
 
 heads = { # Widths in the papers, and those measured on digits
     'SimCLR':      dict(hidden_size=(2048,256), projection_size=(128,128)),
@@ -39,10 +44,13 @@ heads = { # Widths in the papers, and those measured on digits
     'SWAV':        dict(hidden_size=(2048,256), projection_size=(128,128)),
     'DINO':        dict(hidden_size=(2048,256), bottleneck_size=(256,64)),
     'LeJEPA':      dict(hidden_size=(2048,256), projection_size=(128,64)),
-    'Distill':     dict(hidden_size=(2048,256))}
+    'Distill':     dict(hidden_size=(2048,256)),
+    **{o:dict(projection_size=(512,128)) for o in _texts}}
 
 # %% ../../nbs/87_training.settings.ipynb #6091ea47
-def _text(v): return f"{v:.4g}" if isinstance(v, float) else str(getattr(getattr(v, 'func', v), '__name__', v))
+def _text(v):
+    if isinstance(v, slice): return f'{_text(v.start)} to {_text(v.stop)}'
+    return f"{v:.4g}" if isinstance(v, float) else str(getattr(getattr(v, 'func', v), '__name__', v))
 
 class Suggestion(AttrDict):
     "Settings for `method`, `model`, `views`, `learner` and `fit`, and figures `about` the training; shows each with its reason"
@@ -92,7 +100,8 @@ def _adam(s, a):
     "Learning rate and weight decay of Adam"
     s.add('learner', "fastai's default", 'fastai', opt_func=Adam)
     if a.arch == 'resnet':
-        s.add('fit', "for an encoder from scratch; take a tenth for a pretrained one", 'measured', lr_max=4e-3)
+        what,lr = ("towers from scratch, on digits with captions", 2e-3) if a.name in _texts else ("an encoder from scratch", 4e-3)
+        s.add('fit', f"for {what}", 'measured', lr_max=lr)
         s.add('fit', "fastai's default, decoupled: LARS and SGD have another scale", 'fastai', wd=.01)
     else:
         s.add('fit', "5e-4 per 256 images, by the square root; not measured", 'paper 2104.14294, rule 2205.10287',
@@ -100,18 +109,27 @@ def _adam(s, a):
         if a.p.get('opt') == 'AdamW': s.add('fit', "of AdamW, which fastai's Adam is", a.paper, wd=a.p['wd'])
         else: s.add('fit', "between DINO's .04 and MoCo v3's .1", 'judgement', wd=.05)
 
+def _pretrained(s, a):
+    "Rates of an encoder that has learned before"
+    lr = s.fit.lr_max
+    s.add('learner', "a group for each layer of the encoder, and one for the heads, which are new", 'paper 2106.08254',
+          splitter=layer_splitter)
+    s.add('fit', "from a tenth of the usual rate in the first layer to all of it in the heads", 'measured', lr_max=slice(lr/10, lr))
+
 # %% ../../nbs/87_training.settings.ipynb #6f7a9b78
 small_batch = { # Images per batch below which it is small for a method, and why
     'SupCon':      (256, "few negatives; SupConMOCO has a queue of them"),
     'MOCOV3':      (256, "the paper has 4,096; MOCO has a queue for small batches"),
     'BarlowTwins': (64, "correlations over few images are noisy"),
     'VICReg':      (64, "variances over few images are noisy"),
-    'LeJEPA':      (128, "few embeddings for a test of their distribution")}
+    'LeJEPA':      (128, "few embeddings for a test of their distribution"),
+    'CLIP':        (128, "few negatives; CLIPMOCO has a queue of them, SigLIP needs fewer")}
 
 def _temperature(s, a):
     "Temperature, and what makes up for small batches"
     p = a.p['temp']
-    if a.small and a.name != 'SWAV': s.add('method', f"at most 32 pixels; the paper has {p} for 224", 'paper 2002.05709, measured', temp=.5)
+    if a.small and a.name not in ('SWAV','CLIPMOCO'):
+        s.add('method', f"at most 32 pixels; the paper has {p} for 224", 'paper 2002.05709, measured', temp=.5)
     elif (a.name,a.arch) == ('MOCOV3','resnet'): s.add('method', "the authors' for ResNet-50", a.paper, temp=1.)
     elif a.name in ('SimCLR','NNCLR'): s.add('method', f"MoCo v2's; the paper's {p} is for large batches", 'judgement', temp=.2)
     else: s.add('method', "as in the paper", a.paper, temp=p)
@@ -198,8 +216,9 @@ def _check(method, a):
         if a[n] not in known: raise ValueError(f"{n} must be one of {', '.join(known)}, got {a[n]!r}")
     if a.n_images < 2*a.bs:
         raise ValueError(f"n_images={a.n_images} is less than two batches of bs={a.bs}: choose bs of at most {a.n_images//2}")
-    if a.arch == 'vit' and a.opt == 'sgd':
-        raise ValueError("opt='sgd' is not what the papers train transformers with, which is AdamW: choose opt='adam' for arch='vit'")
+    if a.opt == 'sgd' and (a.arch == 'vit' or name in _texts):
+        raise ValueError("opt='sgd' is not what the papers train transformers with, which is AdamW: choose opt='adam' for "
+                         f"{name} with arch={a.arch!r}")
     if a.arch == 'vit' and a.size % a.stride:
         raise ValueError(f"size={a.size} cannot be cut into patches of {a.stride} pixels: choose a multiple, or give the patch as stride")
     return name
@@ -212,7 +231,8 @@ def suggest(
     epochs:int|None=None, # Epochs; None derives them from a number of steps
     arch:str='resnet', # 'resnet' for convolutional encoders, 'vit' for transformers
     opt:str='adam', # 'adam', fastai's default, or 'sgd'
-    stride:int|None=None # Pixels from one position of the features to the next; None is 32, or 16, a patch, for 'vit'
+    stride:int|None=None, # Pixels from one position of the features to the next; None is 32, or 16, a patch, for 'vit'
+    pretrained:bool=False # The encoder has learned before: it is of timm, with its weights, or from a file
 ) -> Suggestion:
     "Settings for a training, each with its reason and source"
     stride = ifnone(stride, 16 if arch == 'vit' else 32)
@@ -223,11 +243,12 @@ def suggest(
     s = Suggestion()
     _length(s, a)
     (_adam if opt == 'adam' else _sgd)(s, a)
+    if pretrained: _pretrained(s, a)
     s.add('fit', f"warm-up of {s.about.steps//4:,} steps", 'fastai', pct_start=.25)
     least,remark = small_batch.get(a.name, (0,''))
     if bs < least: s.add('about', remark, 'judgement', bs=bs)
     if 'temp' in a.p: _temperature(s, a)
     if 'm' in a.p: _teacher(s, a)
-    if a.name in ('MOCO','SupConMOCO','NNCLR','Distill'): _queue(s, a)
+    if a.name in ('MOCO','SupConMOCO','NNCLR','Distill','CLIPMOCO'): _queue(s, a)
     for rule in (_heads, _own, _views): rule(s, a)
     return s

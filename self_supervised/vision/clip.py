@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['digit_names', 'digit_templates', 'Tokens', 'Words', 'TextTransformer', 'TextTower', 'CLIPModel', 'create_clip_model',
            'create_siglip_model', 'create_clipmoco_model', 'get_clip_aug_pipelines', 'ImageTextMixin', 'CLIP', 'SigLIP',
-           'CLIPMOCO', 'digit_words', 'captioned_digits_dls']
+           'CLIPMOCO', 'digit_words', 'captioned_digits_dls', 'captioned_dls', 'text_tokens', 'text_tower']
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190002
-import inspect
+import inspect, warnings
 from fastai.vision.all import *
 from ..augmentations import *
 from ..callback import *
 from ..data import *
+from ..images import find_images, image_exts
 from ..layers import *
 from ..losses import *
 from ..momentum import *
@@ -210,3 +211,36 @@ def captioned_digits_dls(
     dsets = Datasets(list(zip(xs, captions, ys)), tfms, splits=(range(n), range(n, len(xs))), n_inp=2)
     prompts = [[t.format(o) for t in digit_templates] for o in digit_names]
     return dsets.dataloaders(bs=bs, num_workers=0),captions,tokens,prompts
+
+# %% ../../nbs/23_vision.clip.ipynb #c1190151
+@delegates(folder_dls, but='texts,tokens')
+def captioned_dls(
+    path:str|Path, # Folder of the images, searched with all its subfolders
+    texts:str|Path|pd.DataFrame|Callable, # A function of the path, or a table (CSV, Excel, data frame) with a row for each text
+    tokenizer:object|None=None, # As in `Tokens`; None numbers the words that are in `texts`
+    length:int=32, # Tokens per text
+    **kwargs
+) -> DataLoaders: # Of image and tokens, and of labels if there are any
+    "`folder_dls` of images with texts"
+    if tokenizer is None:
+        with warnings.catch_warnings():                                      # folder_dls says it
+            warnings.simplefilter('ignore')
+            files = find_images(Path(path), kwargs.get('exts', image_exts))
+            found = image_texts(files, Path(path), texts, kwargs.get('text_cols', (0,1)))
+        tokenizer = Words(sum(found.values(), []))
+    return folder_dls(path, texts=texts, tokens=Tokens(tokenizer, length), **kwargs)
+
+def text_tokens(dls:DataLoaders) -> Tokens:
+    "What makes numbers of the texts of `dls`"
+    res = first(f for tl in L(getattr(dls.train_ds, 'tls', []))[1:] for f in tl.tfms.fs if isinstance(f, Tokens))
+    if res is None: raise ValueError("dls: there are no Tokens among its transforms")
+    return res
+
+def text_tower(dls:DataLoaders, # From `captioned_dls`
+               width:int=128, depth:int=2, heads:int=4 # As in `TextTransformer`
+) -> TextTransformer:
+    "A small text tower for the tokens of `dls`"
+    t = text_tokens(dls)
+    if hasattr(t.tokenizer, 'get_vocab_size'): n = t.tokenizer.get_vocab_size()                # of tokenizers
+    else: n = getattr(t.tokenizer, 'vocab_size', None) or len(t.tokenizer)                     # of open_clip, of transformers
+    return TextTransformer(n, width, depth, heads, t.length, t.pad)

@@ -19,7 +19,7 @@ from ..callback import *
 def create_nnclr_model(encoder:nn.Module, hidden_size:int=2048, projection_size:int=256, pred_size:int=4096, nlayers:int=3,
                        **kwargs) -> PredictorModel:
     "Encoder, three-layer projector that ends in BatchNorm, and predictor of NNCLR"
-    return create_predictor_model(encoder, hidden_size, projection_size, pred_size, nlayers=nlayers, last_bn=True, **kwargs)
+    return create_predictor_model(encoder, hidden_size, projection_size, pred_size, nlayers=nlayers, last_bn=True, affine=True, **kwargs)
 
 @delegates(get_multi_aug_pipelines, but='n')
 def get_nnclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=1., **kwargs) -> list:
@@ -34,16 +34,17 @@ class NNCLR(QueueMixin, SSLCallback):
         aug_pipelines:list, # Two pipelines, e.g. from `get_nnclr_aug_pipelines`
         K:int=4096, # Length of the queue
         temp:float=0.1, # Temperature
+        within:bool=False, # Predictions of one view are negatives of each other too; the paper has only those of the other view
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
-        self.K,self.temp,self._share = K,check_temp(temp),None
+        self.K,self.temp,self.within,self._share = K,check_temp(temp),within,None
 
     def nn_share(self) -> float|None:
         "Share of the last batch's neighbours that have the query's class; use it as `ValueMetric(learn.nnclr.nn_share)`"
         return self._share
 
-    def trivial_loss(self, y, *yb): return math.log(len(y))
+    def trivial_loss(self, y, *yb): return math.log(2*len(y)-1 if self.within else len(y))
     def lf(self, pred, y):
         p,z = pred
         nn,labels = self.nearest(z)
@@ -51,7 +52,7 @@ class NNCLR(QueueMixin, SSLCallback):
             known = (labels >= 0) & (y.repeat(2) >= 0)
             self._share = (labels == y.repeat(2))[known].float().mean().item() if known.any() else None
         self.stage(F.normalize(z.float(), dim=1)[:len(y)], y)
-        return nnclr(nn, p, self.temp, self.own_rows())
+        return nnclr(nn, p, self.temp, self.own_rows(), self.within)
     def nearest(self, z):
         "`queue.nearest`, for which each process searches with its own embeddings"
         rows = self.own_rows(2)
