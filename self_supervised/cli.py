@@ -403,6 +403,7 @@ def ssl_pretrain(
     if issubclass(methods[method][0], ImageTextMixin) != bool(texts):
         raise ValueError(f"texts: clip, siglip and clipmoco learn from texts, and no other method does; got {texts} for {method}: "
                          "--texts TABLE of names and texts")
+    if text_cols and not texts: raise ValueError(f"text_cols: {text_cols!r} are columns of a table: say which by --texts TABLE")
     if encoder and (pretrained or arch_set):
         raise ValueError("encoder: its file names the architecture and has the weights: leave out --pretrained and --arch-set")
     if encoder and (has := encoder_info(encoder).get('n_in', n_in)) != n_in:

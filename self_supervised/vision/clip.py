@@ -227,7 +227,7 @@ def captioned_dls(
             warnings.simplefilter('ignore')
             files = find_images(Path(path), kwargs.get('exts', image_exts))
             found = image_texts(files, Path(path), texts, kwargs.get('text_cols', (0,1)))
-        tokenizer = Words(sum(found.values(), []))
+        tokenizer = Words([t for ts in found.values() for t in ts])
     return folder_dls(path, texts=texts, tokens=Tokens(tokenizer, length), **kwargs)
 
 def text_tokens(dls:DataLoaders) -> Tokens:
