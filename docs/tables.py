@@ -170,7 +170,7 @@ def filled(text:str) -> str:
         a = begin.format(name)
         if a in text:
             i = text.index(a)+len(a)
-            text = text[:i]+f()+text[text.index(end, i):]
+            text = text[:i]+f()+text[text.index(end, i-1):]
     return text
 
 def fill(path:Path):

@@ -112,6 +112,8 @@ def test_alarms_that_the_page_counts():
 
 def test_what_the_page_says_of_fashion():
     "Which methods are below lightly's by more than the interval, and what SupCon and raw pixels are above"
+    page = (root/'docs'/'benchmarks.md').read_text()
+    assert not [o for o in of_fashion() if o not in page]
     of = fashion_pairs()
     few,both = of['knn_few'],sorted(m for m,lib in of['knn_few'] if lib == 'lightly')
     d = {(m,k):of[k][m,'ours']-of[k][m,'lightly'] for m in both for k in of}
@@ -125,6 +127,12 @@ def test_what_the_page_says_of_fashion():
 def test_losses_that_are_compared_are_the_same():
     df = read('losses')
     assert df.difference.abs().max() < 1e-5, df.loc[df.difference.abs().idxmax()]
+
+def test_an_empty_table_is_filled():
+    "What comes after it stays, other tables among it"
+    page = '<!-- table: fashion_longer -->\n<!-- /table -->\n\n## After it\n\n<!-- table: digits -->\nold\n<!-- /table -->\n'
+    new = filled(page)
+    assert '## After it' in new and new.count('<!-- /table -->') == 2 and 'old' not in new and filled(new) == new
 
 def test_a_made_up_figure_is_found(tmp_path):
     page = tmp_path/'page.md'

@@ -116,7 +116,7 @@ def test_rules(name, n, bs, size, epochs, opt):
 @each
 @pytest.mark.parametrize('opt', ['adam','sgd'])
 def test_going_on_from_weights(name, opt):
-    "Each layer has its rate, from a tenth in the first to all of it in the heads; a resumed optimizer has the same groups"
+    "Each layer has its rate, from a tenth in the first to all of it in the heads"
     if opt == 'sgd' and name in TEXTS: return
     new,s = (suggest(name, n_digits, 64, 16, epochs=3, opt=opt, pretrained=o) for o in (False,True))
     learn = two_batches(learner(name, s, create_encoder('resnet10t', False, n_in=1, channels=(8,8,8,8)), 16, **digits_views), s)
