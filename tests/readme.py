@@ -1,5 +1,6 @@
-"Run the code of pages, in its order, in this folder, on photographs made here: python readme.py README.md docs/faq.md"
+"Run the code of pages, in its order, in this folder, on photographs made here, and ask scripts for help: python readme.py README.md docs/faq.md bin/ssl_views"
 import re
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 matplotlib.use('Agg')
 from fastai.vision.all import Learner
 
+import self_supervised
 from self_supervised.data import sample_photos
 
 def one_epoch(self, n_epoch, *args, fit=Learner.fit, **kwargs): return fit(self, 1, *args, **kwargs)
@@ -29,7 +31,17 @@ def main(*pages:Path):
     missing = {'encoder.safetensors','features.parquet','classifier.pkl','runs','pretrained.pkl','report.html'} - {o.name for o in Path().iterdir()}
     assert not missing, f"the pages did not write {missing}"
 
+def ask(script:Path):
+    sys.argv = [script.name,'--help']
+    try: runpy.run_path(str(script), run_name='__main__')
+    except SystemExit as e: assert not e.code, script
+    else: raise AssertionError(f'{script} did not end')
+
 if __name__ == '__main__':
+    files = [Path(o) for o in sys.argv[1:]]
+    print(self_supervised.__file__)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        main(*map(Path, sys.argv[1:]))
+        main(*[o for o in files if o.suffix == '.md'])
+        for o in files:
+            if o.suffix != '.md': ask(o)

@@ -3,7 +3,7 @@ import pytest, torch
 from fastai.vision.all import Callback
 from self_supervised.vision.all import Chunks, get_model
 from test_distributed import LR, learner
-from test_methods import each, make
+from kit import each, make
 
 class Sizes(Callback):
     "How many views the encoder gets at a time"

@@ -23,7 +23,7 @@ from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_wr
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import KNN, Chunks, model_splitter
 from test_interrupts import EVENTS, Raises, hooks
-from test_methods import METHODS, make_dls, same, state
+from kit import METHODS, make_dls, same, state
 
 class Encoder(nn.Module):
     "Small and quick, without statistics of a batch"

@@ -3,17 +3,16 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
 import warnings
 import zipfile
 from pathlib import Path
 
-import pytest, torch
+import pytest, torch, warm
 from fastai.vision.all import Callback, GradientAccumulation, ParamScheduler, SaveModelCallback, SchedCos, set_seed
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, plain, read_checkpoint, write_checkpoint
-from test_methods import METHODS, fit, make, make_dls, same, state
+from kit import METHODS, dls_of, fit, make, make_dls, same, state
 
 # a process of one thread forks one child for each run, so that torch is imported once
 
@@ -30,7 +29,7 @@ class Tell(Callback):
 
 def train(name, path, epochs=2, every=1, resume=False, cbs=(), n=45, num_workers=0):
     set_seed(0)                             # a fork seeds Python's random numbers anew
-    learn = make(name, make_dls(n=n), path=path, cbs=[*cbs, Steps(), *([Checkpoint(path/name, every=every)] if every else [])])
+    learn = make(name, dls_of(name, n=n), path=path, cbs=[*cbs, Steps(), *([Checkpoint(path/name, every=every)] if every else [])])
     for dl in learn.dls.loaders: dl.fake_l.num_workers = num_workers
     if resume: learn.resume(path/name, missing_ok=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)
@@ -149,23 +148,14 @@ def full_disk(path):
     except OSError as e: print('refused:', e)
     assert {o:o.read_bytes() for o in checkpoints(path)} == before
 
-def run(*args, n=1):
-    return subprocess.Popen([sys.executable, __file__, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+@pytest.mark.parametrize('name', METHODS)
+def test_killed(name, tmp_path):
+    "kill -9 in the middle of an epoch"
+    assert warm.run(kill, tmp_path, name) == f'{name} goes on exactly\n'
 
-def done(p):
-    out,err = p.communicate()
-    assert p.returncode == 0, out+err[-3000:]
-    return out
-
-def test_killed(tmp_path):
-    "kill -9 in the middle of an epoch, for every method"
-    names = list(METHODS)
-    halves = names[::2],names[1::2]
-    for half,o in zip(halves, [done(p) for p in [run('kill', tmp_path, *half) for half in halves]]): assert o.count('goes on exactly') == len(half)
-
-@pytest.mark.parametrize('when', ['terminate','terminate_validation'])
-def test_sigterm(when, tmp_path): done(run(when, tmp_path))
-def test_full_disk(tmp_path): assert 'free some space' in done(run('full_disk', tmp_path))
+@pytest.mark.parametrize('when', [terminate, terminate_validation])
+def test_sigterm(when, tmp_path): warm.run(when, tmp_path)
+def test_full_disk(tmp_path): assert 'free some space' in warm.run(full_disk, tmp_path)
 
 @pytest.fixture(scope='module')
 def moco(tmp_path_factory):

@@ -2,7 +2,7 @@
 import inspect, math, os, pty, re, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 
-import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch
+import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch, warm
 from safetensors.torch import load_file
 from self_supervised import cli
 from self_supervised.cli import change_settings, methods, parse_settings, ssl_pretrain
@@ -10,13 +10,13 @@ from self_supervised.training.settings import Suggestion, papers
 from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
 
 bin_ = Path(sys.executable).parent
-env = {k:v for k,v in os.environ.items() if k != 'PYTHONWARNINGS'} | {'OMP_NUM_THREADS':'1'}
 small = '--arch resnet10t --size 32 --bs 16 --precision fp32 --no-report'.split()
 
-def run(name, *args, code=0, **kwargs):
-    r = subprocess.run([bin_/name, *map(str, args)], capture_output=True, text=True, env=env, timeout=300, **kwargs)
-    assert r.returncode == code, r.stderr[-2000:] + r.stdout[-2000:]
-    return r
+def run(*args, code=0):
+    "The process of a command that has ended with `code`"
+    p = warm.Process(warm.command, *args)
+    assert p.wait() == code, p.err[-2000:] + p.out[-2000:]
+    return p
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
@@ -34,26 +34,25 @@ def trained(photos, tmp_path_factory):
 
 def interrupt(args, sig):
     "Start the command, send the signal when the table has a row, and wait"
-    p = subprocess.Popen([bin_/'ssl_pretrain', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    for line in p.stdout:
-        if line.strip().startswith('epoch'): break
-    p.stdout.readline()
-    p.send_signal(sig)
-    out,err = p.communicate(timeout=120)
-    return p.returncode,out,err
+    p = warm.Process(warm.command, 'ssl_pretrain', *args)
+    p.until(lambda: has_row(p.out))
+    p.signal(sig)
+    return p.wait(120),p.out,p.err
+
+def has_row(said): return re.search(r'^ *epoch .*\n.*\n', said, re.M)
 
 def table(out): return pd.read_csv(out/'metrics.csv').drop(columns='time', errors='ignore')
 
 def test_pretrain(trained, photos):
     "What was trained with, why, the table in lines, and the files"
     out,r = trained
-    assert re.search(r'simclr on \d+ images', r.stdout) and 'temp' in r.stdout and '(paper 2002.05709' in r.stdout
-    assert '\r' not in r.stdout and re.search(r'^ +epoch +train_loss', r.stdout, re.M) and len(re.findall(r'^ +[012]  +\d', r.stdout, re.M)) == 3
-    assert r.stderr.count('\n') <= 3 and 'notes.jpg' in r.stderr and 'Traceback' not in r.stderr
+    assert re.search(r'simclr on \d+ images', r.out) and 'temp' in r.out and '(paper 2002.05709' in r.out
+    assert '\r' not in r.out and re.search(r'^ +epoch +train_loss', r.out, re.M) and len(re.findall(r'^ +[012]  +\d', r.out, re.M)) == 3
+    assert r.err.count('\n') <= 3 and 'notes.jpg' in r.err and 'Traceback' not in r.err
     assert len(table(out)) == 3 and table(out).notna().all().all()
     assert {'encoder.safetensors','metrics.csv','training.json','checkpoints'} <= {o.name for o in out.iterdir()}
     again = run('ssl_pretrain', photos, '--out', out, '--epochs', 3, '--valid', 'valid', *small)
-    assert 'is finished' in again.stdout and 'train_loss' not in again.stdout
+    assert 'is finished' in again.out and 'train_loss' not in again.out
 
 def test_plain_timm(trained):
     "The file is one of timm's, without this library"
@@ -81,7 +80,7 @@ def test_stopped_and_continued(trained, photos, tmp_path):
     for sig,code in ((signal.SIGINT,130), (signal.SIGTERM,143)):
         rc,_,err = interrupt(args, sig)
         assert rc == code and 'same command goes on' in err and 'Traceback' not in err and not (out/'encoder.safetensors').exists()
-    assert re.search(r'Going on from epoch \d, batch \d', run('ssl_pretrain', *args).stdout)
+    assert re.search(r'Going on from epoch \d, batch \d', run('ssl_pretrain', *args).out)
     pd.testing.assert_frame_equal(table(out), table(trained[0]))
     a,b = (load_file(o/'encoder.safetensors') for o in (out, trained[0]))
     assert all(torch.equal(a[k], b[k]) for k in b)
@@ -90,14 +89,14 @@ def test_another_training_is_not_overwritten(trained, photos):
     out,_ = trained
     before = (out/'encoder.safetensors').read_bytes()
     r = run('ssl_pretrain', photos, '--out', out, '--epochs', 4, '--valid', 'valid', *small, code=1)
-    assert r.stderr.count('\n') == 1 and 'epochs 3' in r.stderr and '--out' in r.stderr
+    assert r.err.count('\n') == 1 and 'epochs 3' in r.err and '--out' in r.err
     assert (out/'encoder.safetensors').read_bytes() == before
 
 def test_on_a_terminal(photos, tmp_path):
-    "A bar that is drawn over"
+    "A bar that is drawn over, by the script that is installed"
     parent,child = pty.openpty()
     args = ['digits', '--epochs', 1, '--bs', 256, '--out', tmp_path/'o', '--precision', 'fp32', '--no-report', '--arch', 'resnet10t']
-    p = subprocess.Popen([bin_/'ssl_pretrain', *map(str, args)], stdout=child, stderr=subprocess.PIPE, env=env)
+    p = subprocess.Popen([bin_/'ssl_pretrain', *map(str, args)], stdout=child, stderr=subprocess.PIPE)
     os.close(child)
     text = b''
     while True:
@@ -173,20 +172,12 @@ def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
     def start(out):
         args = ['digits', '--epochs', 3, '--bs', 64, '--out', out, '--arch', 'resnet10t', '--no-report', '--precision', 'fp32']
-        return subprocess.Popen([bin_/'torchrun','--nproc_per_node','2','--rdzv_backend','c10d','--rdzv_endpoint','localhost:0', bin_/'ssl_pretrain',
-                                 *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
-    def ended(p):
-        out,err = p.communicate(timeout=300)
-        assert p.returncode == 0, err[-3000:]
-        return out
-    p = start(tmp_path/'b')
-    for line in p.stdout:
-        if line.strip().startswith('epoch'): break
-    p.stdout.readline()
-    os.killpg(p.pid, signal.SIGINT)
-    out,err = p.communicate(timeout=120)
-    assert p.returncode and 'same command goes on' in err and not (tmp_path/'b'/'encoder.safetensors').exists()
-    assert ended(start(tmp_path/'b')).count('train_loss') == 1
+        return warm.start_group(warm.command, 'ssl_pretrain', *args)
+    a,b = start(tmp_path/'b')
+    a.until(lambda: has_row(a.out))
+    for p in (a, b): p.signal(signal.SIGINT)
+    assert a.wait(120) and b.wait(120) and 'same command goes on' in a.err and not (tmp_path/'b'/'encoder.safetensors').exists()
+    assert ''.join(p.done() for p in start(tmp_path/'b')).count('train_loss') == 1
     assert len(table(tmp_path/'b')) == 3 and (tmp_path/'b'/'encoder.safetensors').exists()
 
 @pytest.mark.parametrize('args,said', [
@@ -240,9 +231,9 @@ def test_from_scratch(photos):
     assert learn.n_epoch == 5 and abs(max(learn.recorder.lrs)-3e-3) < 2e-4 and {h['lr'] for h in learn.opt.hypers} == {learn.opt.hypers[0]['lr']}
 
 def test_errors_are_a_line(tmp_path):
-    line = run('ssl_pretrain', tmp_path/'nowhere', code=1).stderr
+    line = run('ssl_pretrain', tmp_path/'nowhere', code=1).err
     assert line.count('\n') == 1 and line.startswith('ssl_pretrain: path: there is no folder')
-    assert 'Traceback' in run('ssl_pretrain', tmp_path/'nowhere', '--debug', code=1).stderr
+    assert 'Traceback' in run('ssl_pretrain', tmp_path/'nowhere', '--debug', code=1).err
 
 def test_unknown_arguments(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['ssl_pretrain', 'digits', '--method', 'simclear'])

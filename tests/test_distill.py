@@ -4,7 +4,7 @@ import math
 import pytest, torch
 from fastai.vision.all import DataLoaders, Learner, TfmdDL, nn, set_seed
 from safetensors.torch import load_file
-from test_methods import TEACHER, fit, image, make, make_dls
+from kit import TEACHER, fit, image, make, make_dls
 from self_supervised import layers
 from self_supervised.cli import ssl_distill, ssl_pretrain
 from self_supervised.losses import cosine, seed

@@ -1,22 +1,22 @@
 "Several processes on gloo compute what one does, for every method."
-import sys
+import inspect
 from functools import partial
 from pathlib import Path
-import pytest, torch
+import pytest, torch, warm
 import torch.distributed as dist
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
 from self_supervised.training.distributed import DistributedDL, launch
 from self_supervised.losses import sinkhorn
 from self_supervised.vision.all import Alarms, Chunks, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
-from test_methods import METHODS, image
+from kit import METHODS, image, text, tokens
 
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1; three with 3, 3, 2 and twice 3, 3, 1
 
 FIGURES = spread,rankme,lidar,alignment,uniformity
-N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
+N,LR = {2:20, 3:22},{'':.02, 'moco+bce':1e-3, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
-def rate(name): return LR.get(name.partition('+')[0], LR[''])
+def rate(name): return LR.get(name, LR.get(name.partition('+')[0], LR['']))
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
 VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce','barlow_twins+narrow','vic_reg+narrow','sim_clr+chunks','dino+koleo','distill+cosine','nnclr+within']
 OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
@@ -51,16 +51,23 @@ def learner(name, W=2, **kw):
     from self_supervised.vision.all import create_encoder
     name,_,other = name.partition('+')
     kw = {**kw, **OTHER.get(other, {})}
-    cb,model_f,_,args = METHODS[name]
+    cb,model_f,augs,args = METHODS[name]
     if other == 'narrow': model_f = partial(model_f, projection_size=4)         # sums over processes, not rows of their images
-    args = {**args, **{k:v for k,v in dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10).items() if k in cb.__init__.__code__.co_varnames}, **kw}
+    own = dict(m=.9, tmom_start=.9, queue_start_pct=0., freeze_pct=0., K=10)
+    args = {**args, **{k:v for k,v in own.items() if k in inspect.signature(cb).parameters}, **kw}
     set_seed(0)
     model = without_bn(model_f(create_encoder('test_resnet', False)))
-    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(4 if name in ('swav','dino','le_jepa') or other == 'views' else 2)]
-    items = [(image(i), torch.tensor(i%3)) for i in range(N[W])]                # of those for validation fastai repeats what does not divide
+    n_views = 4 if 'n_small' in augs.keywords or other == 'views' else cb.n_views
+    pipes = [Pipeline([ToImageBatch(), Fixed(i, 16 if i < 2 else 8)], split_idx=0) for i in range(n_views)]
+    texts = [[tokens(text(i)[0])]*(cb.n_inp-1) for i in range(N[W])]
+    items = [(image(i), *texts[i], torch.tensor(i%3)) for i in range(N[W])]     # of those for validation fastai repeats what does not divide
     trn = TfmdDL(items, bs=BS[W]*W, num_workers=0, get_idxs=lambda: order(W))
     if dist.is_initialized(): trn = Shares(TfmdDL(items, bs=BS[W], num_workers=0), device=torch.device('cpu'))
-    return Learner(DataLoaders(trn, TfmdDL(items[:N[W]//W*W], bs=5, num_workers=0)), model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *([GradientAccumulation(BS[W]*W*2)] if other == 'acc' else [Chunks(3)] if other == 'chunks' else [])], metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
+    dls = DataLoaders(trn, TfmdDL(items[:N[W]//W*W], bs=5, num_workers=0))
+    dls.n_inp = cb.n_inp
+    more = dict(acc=[GradientAccumulation(BS[W]*W*2)], chunks=[Chunks(3)]).get(other, [])
+    return Learner(dls, model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *more],
+                   metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
 
 def run(name, W):
     learn = learner(name, W)
@@ -94,7 +101,7 @@ def assert_one(name, path, W):
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     path = tmp_path_factory.mktemp('two')
-    launch(__file__, 'fit_all', path)
+    warm.group(fit_all, path)
     return path
 
 @pytest.mark.parametrize('name', RUNS+VARIANTS)
@@ -190,13 +197,8 @@ def in_turn(path):
 def several_things(tmp_path_factory):
     "One start of two processes for all of these"
     path = tmp_path_factory.mktemp('things')
-    return path,launch(__file__, 'in_turn', path)
+    return path,warm.group(in_turn, path)
 
 examples = Path(__file__).parent.parent/'examples'
 
-@pytest.mark.parametrize('tool', ['torchrun','accelerate'])
-def test_example(tool): assert '2 processes, kNN' in launch(examples/'distributed.py', '--epochs', 1, tool=tool)
-
-if __name__ == '__main__':
-    globals()[sys.argv[1]](*sys.argv[2:])
-    dist.destroy_process_group()           # or a thread of gloo may abort the process while it ends
+def test_example(): assert '2 processes, kNN' in launch(examples/'distributed.py', '--epochs', 1, tool='accelerate')        # page 80 has torchrun

@@ -2,20 +2,18 @@
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
-import numpy as np, pandas as pd, PIL.Image, pytest, torch
+import numpy as np, pandas as pd, PIL.Image, pytest, torch, warm
 from collections import Counter
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, IntToFloatTensor, Learner, RandomSplitter, Resize,
                                ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed)
 from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, SupCon, classifier_learner, create_encoder, create_simclr_model,
                                         create_supcon_model, decoded_once, embed, export_onnx, find_images, folder_dls, get_features, get_norm,
                                         get_simclr_aug_pipelines, get_supcon_aug_pipelines, labelled_dls, layer_lrs, load_encoder,
-                                        plot_embedding, read_image, readable, save_encoder, show_nearest, spread)
+                                        plot_embedding, read_image, readable, save_encoder, show_nearest, spread, load_learner)
 from self_supervised import images as images_module
 
 SIZE,kinds = 32,('disc','bars')
@@ -256,26 +254,20 @@ def test_cached_batches_are_the_images(messy, tmp_path):
     assert torch.equal((got[0]*255).round().byte(), torch.stack([ToTensor()(one(i)[0]) for i in (5,2,9)])) and got[1].tolist() == [int(one(i)[1]) for i in (5,2,9)]
     assert len(pickle.dumps(cached.new_empty())) < 20_000                                  # none of the images or names
 
-killed = '''
-import sys, warnings
-warnings.simplefilter('ignore')
-from self_supervised import images
-from self_supervised.data import folder_dls
-real,n = images.read_image,[0]
-def slow(p, *args):
-    n[0] += 1
-    if n[0] == 40: print('now', flush=True); import time; time.sleep(60)
-    return real(p, *args)
-images.read_image = slow
-images.ImageCache.add.__defaults__ = (1, 8)
-folder_dls(sys.argv[1], 32, cache=sys.argv[2])
-'''
+def decode_slowly(folder, cache):
+    real,n = images_module.read_image,[0]
+    def slow(p, *args):
+        n[0] += 1
+        if n[0] == 40: print('now', flush=True); time.sleep(60)
+        return real(p, *args)
+    images_module.read_image,ImageCache.add.__defaults__ = slow,(1, 8)
+    folder_dls(folder, 32, cache=cache)
 
 def test_kill_while_writing(messy, tmp_path):
     "The images that were written are kept; nothing is read half"
-    p = subprocess.Popen([sys.executable,'-c',killed,messy,tmp_path/'c'], stdout=subprocess.PIPE)
-    while b'now' not in p.stdout.readline(): pass
-    p.kill(); p.wait()
+    p = warm.Process(decode_slowly, messy, tmp_path/'c')
+    p.until(lambda: 'now' in p.out)
+    p.signal(signal.SIGKILL); p.wait()
     folder = first((tmp_path/'c').iterdir())
     with open(folder/'images.jsonl', 'ab') as f: f.write(b'[99, "unlabelled/00.')                 # the line it was killed in
     with open(folder/'images.bin', 'ab') as f: f.write(bytes(100))                                # and an image
@@ -285,10 +277,11 @@ def test_kill_while_writing(messy, tmp_path):
     rows = ImageCache(tmp_path/'c', SIZE, 3, method='crop', white=None).rows
     assert len(rows) == n_good and sorted(rows.values()) == list(range(n_good))
 
+def first_sum(folder, cache): print(float(folder_dls(folder, 32, cache=cache).valid.one_batch()[0].sum()))
+
 def test_two_processes_fill_one_cache(messy, tmp_path):
-    code = "import sys,warnings; warnings.simplefilter('ignore')\nfrom self_supervised.data import folder_dls\nprint(float(folder_dls(sys.argv[1], 32, cache=sys.argv[2]).valid.one_batch()[0].sum()))"
-    ps = [subprocess.Popen([sys.executable,'-c',code,messy,tmp_path/'c'], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    a,b = (p.communicate()[0].split()[-1] for p in ps)
+    ps = [warm.Process(first_sum, messy, tmp_path/'c') for _ in range(2)]
+    a,b = (p.done().split()[-1] for p in ps)
     assert a == b and len(ImageCache(tmp_path/'c', SIZE, 3, method='crop', white=None).rows) == n_good
 
 def test_interrupt_while_decoding(messy, tmp_path, monkeypatch):
@@ -344,6 +337,10 @@ def test_no_loss_func_needed(tmp_path, make):
     x,y = get_features(learn)
     assert len(x) == len(learn.dls.valid_ds) and spread(x) >= 0
 
+def embed_both(folder, images):
+    embed(load_learner(folder/'pretrained.pkl'), images).to_pickle(folder/'a.pkl')
+    embed(load_encoder(folder/'enc.safetensors'), images).to_pickle(folder/'b.pkl')
+
 def test_first_hour(messy, tmp_path):
     "No labels: pretrain, look, resume, neighbours, a table, a file; then the exported learner in a process that has no data"
     dls = quiet(folder_dls, messy, SIZE, bs=16, cache=tmp_path/'c')
@@ -370,18 +367,14 @@ def test_first_hour(messy, tmp_path):
     with pytest.raises(ValueError, match='.parquet or .npz'): embed(learn, messy, 'e.txt')
     with pytest.raises(ValueError, match='get_features or embed'): quiet(learn.predict, messy/'disc'/'00.jpg')
     learn.export('pretrained.pkl'); learn.save_encoder(tmp_path/'enc.safetensors')
-    code = '''
-import sys, warnings; warnings.simplefilter('ignore')
-from self_supervised.vision.all import *
-a = embed(load_learner(sys.argv[1]+'/pretrained.pkl'), sys.argv[2]); b = embed(load_encoder(sys.argv[1]+'/enc.safetensors'), sys.argv[2])
-a.to_pickle(sys.argv[1]+'/a.pkl'); b.to_pickle(sys.argv[1]+'/b.pkl')
-'''
     images_module.shutil.rmtree(tmp_path/'c')                                # another machine
-    subprocess.run([sys.executable,'-c',code,tmp_path,messy/'disc'], check=True)
+    warm.run(embed_both, tmp_path, messy/'disc')
     a,b = (pd.read_pickle(tmp_path/f'{o}.pkl').set_index('file') for o in 'ab')
     want = df.set_index('file').loc[a.index]
     assert len(a) == 20 and np.allclose(a, want, atol=1e-4) and a.index.equals(b.index)
     assert (torch.cosine_similarity(torch.tensor(b.values), torch.tensor(want.values)) > .95).all()        # files read at the views' size
+
+def predict(path, file): print(load_learner(path).predict(file)[2].tolist())
 
 def test_some_labels_to_prediction(messy, tmp_path):
     "SupCon with unlabelled images, a probe that is frozen, fine-tuning, export, prediction in a new process"
@@ -411,8 +404,7 @@ def test_some_labels_to_prediction(messy, tmp_path):
     tuned.export('classifier.pkl')
     assert (tmp_path/'classifier.pkl').read_bytes().count(b'unlabelled/') == 0
     images_module.shutil.rmtree(tmp_path/'c')
-    code = "import sys,warnings; warnings.simplefilter('ignore')\nfrom self_supervised.vision.all import *\nprint(load_learner(sys.argv[1]).predict(sys.argv[2])[2].tolist())"
-    out = subprocess.run([sys.executable,'-c',code,tmp_path/'classifier.pkl',messy/'disc'/'03.jpg'], check=True, stdout=subprocess.PIPE, text=True).stdout
+    out = warm.run(predict, tmp_path/'classifier.pkl', messy/'disc'/'03.jpg')
     probs = tuned.predict(PIL.Image.open(messy/'disc'/'03.jpg'))[2]                    # an image will do
     assert np.allclose(probs, tuned.predict(np.asarray(PIL.Image.open(messy/'disc'/'03.jpg')))[2]) and np.allclose(probs, tuned.predict(messy/'disc'/'03.jpg')[2], atol=.1)
     assert np.allclose(eval(out.splitlines()[-1]), tuned.predict(messy/'disc'/'03.jpg')[2], atol=1e-4)

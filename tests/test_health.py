@@ -4,7 +4,7 @@ import numpy as np, pytest, scipy.linalg, torch
 import torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import Callback, GradientAccumulation, Learner, noop
-from test_methods import METHODS, fit, make, make_dls
+from kit import METHODS, dls_of, fit, make, make_dls
 from self_supervised.evaluation.alarms import auc
 from self_supervised.vision.all import (EmbeddingMetric, FeatureSample, GradNorm, KNN, alignment, alpha_req, batch_embeddings, false_negatives, learner_knn, lidar, rankme, spread,
                                         ssl_metrics, teacher_distance, uniformity)
@@ -91,7 +91,7 @@ def test_teacher_distance():
 @pytest.mark.parametrize('name,labels', [*((n, True) for n in METHODS), ('sim_clr',False), ('moco',False), ('byol',False)])
 def test_columns(name, labels):
     "Figures of all validation images are those of the embeddings that the loss gets"
-    learn = make(name, make_dls(labels=labels, **({} if labels else dict(drop_last=True))))
+    learn = make(name, dls_of(name, labels=labels, **({} if labels else dict(drop_last=True))))
     seen = []
     class See(Callback):
         def after_loss(self):

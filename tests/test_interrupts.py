@@ -2,16 +2,12 @@
 import copy
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest, torch
+import pytest, torch, warm
 from fastai.vision.all import Callback, CancelFitException, SaveModelCallback, load_learner, noop
 from self_supervised.callback import kept
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_writer, read_checkpoint
 from self_supervised.vision.all import KNN, Chunks, create_encoder, get_model
-from test_methods import METHODS, each, fit, make, make_dls, same, state
+from kit import METHODS, each, fit, make, make_dls, same, state
 
 class Raises(Callback):
     "An exception at an event, at its n-th time"
@@ -164,18 +160,15 @@ def test_start_epoch(tmp_path):
     with again.no_bar(), again.no_logging(): again.fit(3, 1e-3, start_epoch=1)
     assert same(state(again), state(learn))
 
-TERM = """
-import sys, signal; sys.path.insert(0, {tests!r})
-from test_interrupts import *
-learn = make('moco', cbs=[Checkpoint({folder!r})])
-interrupted(learn)
-signal.raise_signal(signal.SIGTERM)
-print('still here')
-"""
+def interrupted_then_ended(folder):
+    interrupted(make('moco', cbs=[Checkpoint(folder)]))
+    signal.raise_signal(signal.SIGTERM)
+    print('still here', flush=True)
+
 def test_sigterm_ends_the_process_again(tmp_path):
     "Point 6: after Ctrl-C in a fit with checkpoints SIGTERM does what it did before"
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', TERM.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], capture_output=True, text=True)
-    assert r.returncode == -signal.SIGTERM and 'still here' not in r.stdout, r.stderr[-2000:]
+    p = warm.Process(interrupted_then_ended, tmp_path)
+    assert p.wait() == -signal.SIGTERM and 'still here' not in p.out, p.err
 
 def test_gradients_of_an_interrupt_do_not_reach_the_next_fit():
     a,b = make('sim_clr'),make('sim_clr')

@@ -1,30 +1,26 @@
 "fastai's loggers and trackers with a pretraining learner, with the real libraries: what they write is read back."
 import json
-import os
 import struct
-import subprocess
-import sys
 import warnings
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pytest, torch, wandb
+import pytest, torch, wandb, warm
 from PIL import Image
 from fastai.callback.tensorboard import TensorBoardCallback
 from fastai.callback.wandb import WandbCallback
 from fastai.vision.all import (Callback, CSVLogger, EarlyStoppingCallback, Learner, ReduceLROnPlateau, SaveModelCallback, accuracy, first,
-                               ifnone, load_learner, noop, set_seed)
+                               ifnone, load_learner, noop, rank_distrib, set_seed)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 from self_supervised.callback import SSLCallback
 from self_supervised.training.checkpoint import Resumed
-from self_supervised.training.distributed import launch
 from self_supervised.training.loggers import LogViews, wandb_args
 from self_supervised.vision.all import (KNN, SimCLR, SupCon, create_encoder, create_model, create_simclr_model, digits_dls, digits_views,
                                         get_features, get_simclr_aug_pipelines, image_dls, knn_accuracy, model_splitter)
-from test_methods import make as make_method, make_dls, same, state
+from kit import make as make_method, make_dls, same, state
 
 def dls():
     "300 digits, three batches of 64 for training and two for validation"
@@ -115,24 +111,6 @@ def test_settings():
     assert wandb_args(dls().train) == {}
     assert 'state' not in wandb_args(Resumed(dict(model={'w':torch.zeros(9)}), 'a.ckpt'))
     assert wandb_args(SaveModelCallback('knn', fname='best'))['fname'] == 'best'
-
-OURS_FIRST = """
-import sys
-for o in ('wandb','tensorboard'): sys.modules[o] = None                    # as if not installed
-from self_supervised.training.loggers import *
-for o in ('wandb','tensorboard'): del sys.modules[o]
-from fastai.test_utils import synth_learner
-from fastai.callback.wandb import WandbCallback
-import wandb
-with wandb.init(project='tests') as run:
-    learn = synth_learner(cbs=WandbCallback(log_preds=False))
-    with learn.no_bar(): learn.fit(1)
-    assert run.config['Learner']['lr'] == .001
-"""
-def test_import_of_ours_first(tmp_path):
-    "Neither wandb nor tensorboard is needed for it; the import of `WandbCallback` may come later, or before, as in this file"
-    env = {**os.environ, 'WANDB_MODE':'offline', 'WANDB_DIR':str(tmp_path), 'WANDB_SILENT':'true'}
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', OURS_FIRST], check=True, env=env)
 
 def test_wandb_uploads_the_best_model(run, tmp_path):
     "log_model and log='all', together with a best model by kNN; the learner can still be exported"
@@ -298,25 +276,18 @@ def test_a_failed_picture_costs_a_warning(tmp_path):
     with pytest.warns(UserWarning, match='embedding could not be logged.*NaN'): learn = fit(make(*cbs, path=tmp_path, metrics=[]), 2)
     assert len(learn.recorder.values) == 2 and events(tmp_path/'runs').Tags()['images'] == ['views'] and not plt.get_fignums()
 
-SCRIPT = """
-import sys
-from self_supervised.vision.all import *
-from self_supervised.training.distributed import *
-from self_supervised.training.loggers import *
-from fastai.callback.tensorboard import TensorBoardCallback
-path = Path(sys.argv[1])
-set_seed(0)
-warnings.filterwarnings('error', message='LogViews')
-learn = Learner(digits_dls(bs=256, device='cpu'), create_simclr_model(create_encoder('test_resnet', False, n_in=1)), path=path, metrics=KNN(),
-                cbs=[SimCLR(get_simclr_aug_pipelines(16, **digits_views)), TensorBoardCallback(path/f'runs{rank_distrib()}'), LogViews(every=1)])
-with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
-torch.save(learn.model.state_dict(), path/f'{rank_distrib()}.pth')
-torch.distributed.destroy_process_group()
-"""
+def log_views(path):
+    set_seed(0)
+    warnings.filterwarnings('error', message='LogViews')
+    model = create_simclr_model(create_encoder('test_resnet', False, n_in=1))
+    cbs = SimCLR(get_simclr_aug_pipelines(16, **digits_views)),TensorBoardCallback(path/f'runs{rank_distrib()}'),LogViews(every=1)
+    learn = Learner(digits_dls(bs=256, device='cpu'), model, path=path, metrics=KNN(), cbs=cbs)
+    with learn.distrib_ctx(sync_bn=False, cpu=True): fit(learn)
+    torch.save(learn.model.state_dict(), path/f'{rank_distrib()}.pth')
+
 def test_two_processes(tmp_path):
     "The first one logs, both train the same model"
-    (tmp_path/'script.py').write_text(SCRIPT)
-    launch(tmp_path/'script.py', tmp_path, timeout=120)
+    warm.group(log_views, tmp_path, timeout=120)
     log = events(tmp_path/'runs0')
     assert len(curve(log, 'knn')) == 1 and [len(log.Images(k)) for k in ('views','embedding')] == [1,1]
     assert not (tmp_path/'runs1').exists()

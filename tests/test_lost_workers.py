@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest, torch
+import pytest, torch, warm
 import torch.distributed as dist
 from fastai.vision.all import Callback, rank_distrib
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, of_epochs, plain
-from self_supervised.training.distributed import DistributedDL, launch
+from self_supervised.training.distributed import DistributedDL
 from self_supervised.vision.all import get_model
 from test_distributed import learner
 
@@ -59,12 +59,18 @@ def assert_same(a, b):
 def whole(tmp_path_factory):
     "The uninterrupted training, by two processes"
     path = tmp_path_factory.mktemp('whole')
-    launch(__file__, 'go_on', path, 'whole')
+    warm.group(go_on, path, 'whole')
     return path
 
+def elastic(restarts, f, *args):
+    "Two processes under torchrun's agent, forked as those of a group are"
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    config = LaunchConfig(1, 1, 2, run_id='tests', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=restarts, start_method='fork')
+    elastic_launch(config, f)(*args)
+
 def test_restarted(whole, tmp_path):
-    "torchrun ends the others and starts all of them again"
-    launch(__file__, 'go_on', tmp_path, 'restarted', restarts=1)
+    "torchrun ends the others and starts all of them again; here its agent has a function to start"
+    warm.run(elastic, 1, go_on, tmp_path, 'restarted', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1')
     for r in (0,1): assert_same(result(tmp_path, f'restarted-{r}'), result(whole, f'whole-{r}'))
 
 # a node is taken away: SLURM's commands are stand-ins, its job file, torchrun and the training are not
@@ -122,7 +128,7 @@ def test_with_one_process(whole, preempted):
 
 def test_with_three_processes(whole, preempted, tmp_path):
     shutil.copytree(preempted[0]/'left', tmp_path/'left')
-    launch(__file__, 'go_on', tmp_path, 'three', 'left', n=3)
+    warm.group(go_on, tmp_path, 'three', 'left', n=3)
     a,b,c,two = *(result(tmp_path, f'three-{r}') for r in range(3)),result(whole, 'whole-0')
     assert a['lrs'] == pytest.approx(two['lrs']) and a['values'][0] == two['values'][0] and len(a['values']) == 3
     for k,v in a['state'].items():
@@ -144,22 +150,18 @@ def until(f, p, log, seconds=90):
 def soak(path, n=20, seed=0):
     "`n` kills of one of two workers at random moments"
     path,rng = Path(path),random.Random(int(seed))
-    launch(__file__, 'go_on', path, 'whole', '', 200)
-    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE':'1'}
-    cmd = [sys.executable,'-m','torch.distributed.run','--nproc_per_node','2','--rdzv_backend','c10d','--rdzv_endpoint','localhost:0',
-           '--max_restarts',str(int(n)+5),__file__,'go_on',str(path),'soak','','200']
-    log = path/'log'
-    with open(log, 'w') as f: p = subprocess.Popen(cmd, env=env, stdout=f, stderr=f)
+    warm.group(go_on, path, 'whole', '', 200)
+    p = warm.Process(elastic, int(n)+5, go_on, path, 'soak', '', '200', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1')
     pids = path/'pid-0',path/'pid-1'
     for i in range(int(n)):
-        until(lambda: all(o.exists() for o in pids), p, log)
+        p.until(lambda: all(o.exists() for o in pids))
         time.sleep(rng.uniform(0, 4))
         who = rng.randrange(2); pid = int(pids[who].read_text())
         for o in pids: o.unlink()
         os.kill(pid, signal.SIGKILL)
         last = checkpoints(path/'soak')
         print(f"kill {i+1}, of worker {who}: {last[-1].stem if last else 'before the first checkpoint'}", flush=True)
-    assert p.wait() == 0, log.read_text()[-3000:]
+    p.done()
     for r in (0,1): assert_same(result(path, f'soak-{r}'), result(path, f'whole-{r}'))
     print(f'{n} kills of one worker: as uninterrupted')
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from self_supervised.momentum import EmbeddingQueue, MomentumEncoder, momentum_at
 from self_supervised.vision.all import create_moco_model
-from test_methods import each, fit, make, make_dls, same, state
+from kit import each, fit, make, make_dls, same, state
 
 @settings(deadline=None, max_examples=200)
 @given(K=st.integers(1,20), sizes=st.lists(st.integers(0,50), max_size=8), cut=st.integers(0,8))

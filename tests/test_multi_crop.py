@@ -6,7 +6,7 @@ from torch import nn
 from self_supervised.losses import dino, koleo
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, get_batch_augs, get_multi_aug_pipelines, get_multi_crop_pipelines
-from test_methods import METHODS, MULTI, fit, make, make_dls, state, same
+from kit import METHODS, MULTI, fit, make, make_dls, state, same
 
 def plain(size): return get_batch_augs(size, rotate=False, jitter=False, bw=False, blur=False, flip_p=0, resize_scale=(1.,1.), resize_ratio=(1.,1.), stats=None)
 
@@ -111,7 +111,7 @@ def test_swav_prototypes_and_queue():
     learn.add_cb(Used()); fit(learn, 2)
     torch.testing.assert_close(learn.model.prototypes.weight.detach(), w)
     assert used == [False]*4 + [True]*4                       # two batches fill the queue, it waits for half of training
-    assert learn.model.queue.embs.shape == (16, 2*128)
+    assert learn.model.queue.embs.shape == (16, 2*32)
     learn = make('swav', freeze_pct=0); fit(learn)
     assert not torch.allclose(nn.functional.normalize(learn.model.prototypes.weight.detach(), dim=1), w)
     torch.testing.assert_close(learn.model.prototypes.weight.norm(dim=1).detach(), torch.ones(12))

@@ -2,7 +2,7 @@
 import pytest, torch
 from fastai.vision.all import Callback, ShortEpochCallback
 from self_supervised.vision.all import create_encoder
-from test_methods import METHODS, each, fit, make, state
+from kit import METHODS, each, fit, make, state
 
 def small_vit(): return create_encoder('test_vit', False, img_size=32, patch_size=8, dynamic_img_size=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib; matplotlib.use('Agg')
 import pytest
 from fastai.vision.all import DataLoaders, Learner, TfmdDL, noop, set_seed
-from test_methods import METHODS, fit, image, make, make_dls
+from kit import METHODS, fit, image, make, make_dls
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.evaluation.protocol import evaluate

@@ -11,13 +11,15 @@ from self_supervised.cli import methods
 from self_supervised.training.settings import Suggestion, heads, papers, suggest
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import captioned_digits_dls, create_encoder, digits_dls, digits_stats, digits_views, text_tower
+import kit
 
-# the callback, its model, its views
+# by the name of the class: the callback with what has to be given, its model and its views as the library has them
 TEACHER = create_encoder('test_resnet', False, n_in=1)
-GIVEN = {'SupCon':dict(unsup_class_id=0), 'SupConMOCO':dict(unsup_class_id=0), 'Distill':dict(teacher=TEACHER)}
-METHODS = {cb.__name__: (partial(cb, **GIVEN.get(cb.__name__, {})), partial(model, projection_size=TEACHER.nf) if cb is ssl.Distill else model, augs)
-           for cb,model,augs in methods.values()}
-TEXTS = [cb.__name__ for cb,*_ in methods.values() if cb.n_inp == 2]
+GIVEN = dict(unsup_class_id=0, teacher=TEACHER)
+def complete(cb, args): return partial(cb, **{k:v for k,v in GIVEN.items() if k in args})
+def fixed(model, args): return partial(model, projection_size=TEACHER.nf) if 'teacher' in args else model
+METHODS = {cb.__name__: (complete(cb, kit.METHODS[n].args), fixed(model, kit.METHODS[n].args), augs) for n,(cb,model,augs) in zip(kit.METHODS, methods.values())}
+TEXTS = [kit.METHODS[n].cb.__name__ for n in kit.METHODS if kit.METHODS[n].cb.n_inp == 2]
 each = pytest.mark.parametrize('name', METHODS)
 PARTS = 'about','fit','learner','method','model','views'
 n_digits = 1401

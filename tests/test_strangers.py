@@ -1,17 +1,15 @@
 "Files from strangers, and folders that others use: nothing of theirs is run, what is damaged is found, and nobody's file is written over."
 import json
 import os
-import subprocess
-import sys
+import signal
 import time
-from pathlib import Path
 
-import pytest, torch
+import pytest, torch, warm
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from self_supervised.layers import create_encoder, encoder_info, load_encoder, save_encoder
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_writer, read_checkpoint, write_checkpoint
-from test_methods import fit, make, same, state
+from kit import fit, make, same, state
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory): return save_encoder(create_encoder('test_resnet', False), tmp_path_factory.mktemp('e')/'e.safetensors', ([.5]*3,[.2]*3))
@@ -107,22 +105,19 @@ def test_no_file_is_written_over(tmp_path):
     assert elsewhere.read_bytes() == raw and not (path/'link').is_symlink()
     assert len(checkpoints(path)) == 1 and not list(path.glob('.*.tmp'))
 
-WRITER = """
-import sys, time; sys.path.insert(0, {tests!r})
-from pathlib import Path
-from self_supervised.training.checkpoint import only_writer
-with only_writer(Path({folder!r})): print('in', flush=True); time.sleep(60)
-"""
+def write_alone(folder):
+    with only_writer(folder): print('in', flush=True); time.sleep(60)
+
 def test_one_writer(tmp_path):
     "A second training in the folder is refused, under any name of the folder; the lock dies with its process"
     (tmp_path/'alias').symlink_to(tmp_path/'c', target_is_directory=True)
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WRITER.format(tests=str(Path(__file__).parent), folder=str(tmp_path/'c'))], stdout=subprocess.PIPE, text=True)
-    assert p.stdout.readline() == 'in\n'
+    p = warm.Process(write_alone, tmp_path/'c')
+    p.until(lambda: p.out == 'in\n')
     learn = make('moco', cbs=[Checkpoint(tmp_path/'alias')]); before = state(learn)
     with pytest.raises(ValueError, match='another training'): fit(learn)
     assert same(before, state(learn)) and not checkpoints(tmp_path/'c')
     (tmp_path/'c'/'.000001-x.tmp').write_bytes(b'torn')
-    p.kill(); p.wait()
+    p.signal(signal.SIGKILL); p.wait()
     fit(learn)
     assert len(checkpoints(tmp_path/'c')) == 1 and not list((tmp_path/'c').glob('.*.tmp'))
 

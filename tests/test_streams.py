@@ -1,15 +1,13 @@
 "Streams: each process and each worker reads its own shards, and a training goes on in the middle of an epoch."
 import random
-import sys
 from pathlib import Path
 
-import pytest, torch
-import torch.distributed as dist
+import pytest, torch, warm
 from fastai.vision.all import Callback, DataLoaders, TensorImage, TensorImageBW, TfmdDL, rank_distrib, set_seed
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
-from self_supervised.training.distributed import StreamDL, launch
+from self_supervised.training.distributed import StreamDL
 from self_supervised.vision.all import create_encoder, create_moco_model
-from test_methods import image, make, make_dls, same, state
+from kit import image, make, make_dls, same, state
 
 examples = Path(__file__).parent.parent/'examples'
 
@@ -110,13 +108,13 @@ def uneven(path):
 
 def test_uneven_shards(tmp_path):
     "Nobody waits for a process that has read its last image"
-    launch(__file__, 'uneven', tmp_path, timeout=120)
+    warm.group(uneven, tmp_path, timeout=120)
     a,b = (torch.load(tmp_path/str(r), weights_only=True) for r in (0,1))
     assert a['sizes'] == [8,8,8]*2 and b['sizes'] == [8,8,3]*2
     assert all(torch.equal(v, b['state'][k]) for k,v in a['state'].items() if 'running' not in k and 'num_batches' not in k)
 
 def test_example(tmp_path):
-    assert '2 processes, kNN' in launch(examples/'streaming.py', '--epochs', 1, '--path', tmp_path/'c')
+    assert '2 processes, kNN' in warm.group(warm.script, examples/'streaming.py', '--epochs', 1, '--path', tmp_path/'c')
     assert checkpoints(tmp_path/'c')
 
 def test_each_image_once(tmp_path, monkeypatch):
@@ -126,7 +124,3 @@ def test_each_image_once(tmp_path, monkeypatch):
     dls = DataLoaders(TfmdDL([(TensorImage(torch.full((1,8,8), i/255)), 0) for i in range(64)], bs=4))
     dl = stream_dl(write_shards(dls, tmp_path), 8, 64, num_workers=2)
     for _ in range(2): assert (torch.cat([b[0][:,0,0,0] for b in dl])*255).round().sort()[0].tolist() == list(range(64))
-
-if __name__ == '__main__':
-    globals()[sys.argv[1]](*sys.argv[2:])
-    if dist.is_initialized(): dist.destroy_process_group()

@@ -1,13 +1,11 @@
 "As test_distributed with two; in a file of its own, so that the two can run side by side."
-import pytest
-import test_distributed
-from self_supervised.training.distributed import launch
-from test_distributed import RUNS, VARIANTS, assert_one
+import pytest, warm
+from test_distributed import RUNS, VARIANTS, assert_one, fit_all
 
 @pytest.fixture(scope='module')
 def three(tmp_path_factory):
     path = tmp_path_factory.mktemp('three')
-    launch(test_distributed.__file__, 'fit_all', path, n=3)
+    warm.group(fit_all, path, n=3)
     return path
 
 @pytest.mark.parametrize('name', RUNS+VARIANTS)

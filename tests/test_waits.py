@@ -6,7 +6,7 @@ import pytest, torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.vision.all import Callback
-from test_methods import METHODS, fit, make, make_dls
+from kit import METHODS, dls_of, fit, make, make_dls
 
 root = Path(__file__).parent.parent
 VALUES = {'_local_scalar_dense','nonzero','masked_select','_unique2','unique_dim','unique_consecutive','bincount','equal','is_nonzero'}
@@ -47,7 +47,7 @@ class End(Callback):
 def waits(name, n, bs):
     "How often a step of `bs` images waits, by place"
     torch.manual_seed(0)
-    learn = fit(make(name, make_dls(n=n, bs=bs), cbs=[Begin(), End()]), 1)
+    learn = fit(make(name, dls_of(name, n=n, bs=bs), cbs=[Begin(), End()]), 1)
     return sum((m.found for m in learn.begin.modes), Counter())
 
 @pytest.mark.parametrize('name', METHODS)

@@ -190,9 +190,9 @@ def training_batch(learn:Learner, n:int) -> tuple: # Images (n, C, H, W), and th
     "At most `n` training images; a loader that is not fastai's gives at most its batch"
     dl = getattr(learn.dls.train, 'dl', learn.dls.train)                      # a `DistributedDL` holds the loader
     b = dl.new(bs=n, drop_last=False, num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
-    x,*y = learn._set_device(b)
-    y = y[getattr(learn.dls, 'n_inp', 1)-1:]                                 # after a text, if images have one
-    return x[:n],y[0][:n].as_subclass(Tensor).cpu() if y and isinstance(y[0], Tensor) else None
+    b = learn._set_device(b)
+    y = label_of(b, n_inputs(learn))
+    return b[0][:n],y[:n].as_subclass(Tensor).cpu() if isinstance(y, Tensor) else None
 
 def view_embeddings(
     learn:Learner, # A learner with one of the methods
