@@ -1,7 +1,7 @@
 "Pretrain on real digits with five labels per class and compare: `python examples/digits.py --seeds 3`"
 import os, time
 from fastcore.script import call_parse
-from self_supervised.cli import parse_settings, ssl_pretrain
+from self_supervised.cli import no_bars_in_logs, parse_settings, shown, ssl_pretrain
 from self_supervised.vision.all import *
 import pandas as pd
 import matplotlib
@@ -16,7 +16,8 @@ def new_encoder():
 def supervised(dls, unsup, augs, epochs):
     "The same encoder and a linear head, trained on augmented labelled images alone; accuracy of its own head"
     few = labelled_dls(dls, unsup, augs[0], repeat=4)
-    learn = Learner(few, create_model(new_encoder(), 10, lin_ftrs=[], ps=0.), CrossEntropyLossFlat(), splitter=model_splitter, metrics=accuracy)
+    model = create_model(new_encoder(), 10, lin_ftrs=[], ps=0.)
+    learn = shown(Learner(few, model, CrossEntropyLossFlat(), splitter=model_splitter, metrics=accuracy))
     learn.fit_one_cycle(epochs, 3e-3)
     return learn.final_record[-1]
 
@@ -35,10 +36,11 @@ def supcon(n_labels, epochs, seed, path):
 def main(
     seeds:int=1, # Runs, each with its own split, labels and initialisation
     n_labels:int=5, # Labelled images per class
-    epochs:int=30, # Epochs of pretraining
+    epochs:int=20, # Epochs of pretraining
 ):
     "Pretrain SimCLR and SupCon on the digits and compare kNN accuracy on the held-out ones"
     path,rows,start = Path('runs/digits'),[],time.time()
+    no_bars_in_logs()
     path.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         def data(share):
@@ -46,7 +48,7 @@ def main(
             return digits_dls(n_labels=n_labels, share=share, bs=256, seed=seed, size=size)
         dls = data(.5); unsup = dls.vocab.o2i['unsup']
         augs = get_supcon_aug_pipelines(size, **digits_views)
-        learn = Learner(data(None), create_projection_model(new_encoder()), cbs=SimCLR(augs, temp=.5), metrics=KNN())
+        learn = shown(Learner(data(None), create_projection_model(new_encoder()), cbs=SimCLR(augs, temp=.5), metrics=KNN()))
         row = {'raw pixels, kNN': learner_knn(learn, nn.Flatten()), 'untrained encoder, kNN': learner_knn(learn),
                'labels alone': supervised(dls, unsup, augs, epochs), 'SimCLR, kNN': pretrain(learn, epochs)}
         learn = supcon(n_labels, epochs, seed, path/f'seed{seed}')

@@ -51,7 +51,7 @@ METHODS = dict(_method(*o) for o in methods.values())
 def names(f): return [n for n,o in METHODS.items() if f(o)]
 MULTI,PAIRS = names(lambda o: o.cb.multi_crop),names(lambda o: o.cb.n_views > 1)
 TEACHERS,QUEUES = names(lambda o: hasattr(o.cb, 'encoder_k')),names(lambda o: 'K' in o.args)
-each,each_with_pairs = (pytest.mark.parametrize('name', o) for o in (METHODS, PAIRS))
+each = pytest.mark.parametrize('name', METHODS)
 
 # learners
 

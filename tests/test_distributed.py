@@ -6,7 +6,7 @@ import pytest, torch, warm
 import torch.distributed as dist
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
-from self_supervised.training.distributed import DistributedDL, launch
+from self_supervised.training.distributed import DistributedDL
 from self_supervised.losses import sinkhorn
 from self_supervised.vision.all import Alarms, Chunks, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
 from kit import METHODS, image, text, tokens
@@ -78,10 +78,10 @@ def run(name, W):
     assert max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)) > 1e-4     # far more than the tolerance below
     return dict(figures=figures, losses=learn.records.losses[:3], knn=learn.final_record[2], state=get_model(learn.model).state_dict())
 
-def fit_all(path):
+def fit_all(path, runs):
     from accelerate import Accelerator
     Accelerator(cpu=True)
-    for name in RUNS+VARIANTS:
+    for name in runs:
         learn = learner(name, dist.get_world_size())
         with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
             figures = list(learn.validate()[2:7])
@@ -101,7 +101,7 @@ def assert_one(name, path, W):
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     path = tmp_path_factory.mktemp('two')
-    warm.group(fit_all, path)
+    warm.group(fit_all, path, RUNS+VARIANTS)
     return path
 
 @pytest.mark.parametrize('name', RUNS+VARIANTS)
@@ -201,4 +201,4 @@ def several_things(tmp_path_factory):
 
 examples = Path(__file__).parent.parent/'examples'
 
-def test_example(): assert '2 processes, kNN' in launch(examples/'distributed.py', '--epochs', 1, tool='accelerate')        # page 80 has torchrun
+def test_example(): assert '2 processes, kNN' in warm.group(warm.script, examples/'distributed.py', '--epochs', 1)      # page 80 has accelerate, page 94 torchrun

@@ -52,8 +52,7 @@ def test_anywhere(event, exc, tmp_path):
     fit(learn); assert len(learn.recorder.values) == 1
     assert_clean(learn, own)
 
-@each
-@pytest.mark.parametrize('how', ['fit','validate','lr_find'])
+@pytest.mark.parametrize('name,how', [*((o, 'fit') for o in METHODS), *((o, how) for o in ('sim_clr','moco','dino') for how in ('validate','lr_find'))])
 def test_each_method(name, how, tmp_path):
     calls = dict(fit=lambda l: fit(l, 2), validate=lambda l: l.validate(), lr_find=lambda l: l.lr_find(num_it=8, show_plot=False))
     own = lambda *a: 0.

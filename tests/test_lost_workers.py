@@ -80,7 +80,7 @@ def stand_in(folder, name, text):
 
 @pytest.fixture(scope='module')
 def preempted(tmp_path_factory):
-    "The folder of a job that was ended in the second epoch, and what starts it again"
+    "The folder of a job that was ended in the second epoch"
     path = tmp_path_factory.mktemp('preempted')
     bin = path/'bin'; bin.mkdir()
     stand_in(bin, 'srun', f'echo $$ > {path}/step; exec "$@"')
@@ -91,9 +91,7 @@ def preempted(tmp_path_factory):
     env = {**os.environ, 'PATH':f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}", 'OMP_NUM_THREADS':'1', 'SLURM_JOB_ID':'7',
            'SLURM_NNODES':'1', 'SLURM_GPUS_ON_NODE':'2', 'SLURM_JOB_NODELIST':'n1'}
     log = path/'log'
-    def start():
-        with open(log, 'a') as f: return subprocess.Popen(['bash',str(job),__file__,'go_on',str(path),'slow'], env=env, stdout=f, stderr=f)
-    p = start()
+    with open(log, 'w') as f: p = subprocess.Popen(['bash',str(job),__file__,'go_on',str(path),'slow'], env=env, stdout=f, stderr=f)
     until(lambda: all((path/f'slow-{r}').exists() for r in (0,1)), p, log)
     t = time.time(); p.send_signal(signal.SIGTERM)
     assert p.wait(60) == 143 and time.time()-t < 30 and (path/'requeued').exists(), log.read_text()
@@ -101,12 +99,12 @@ def preempted(tmp_path_factory):
     assert files[-1].stem.split('-')[1] in ('epoch1','epoch2') and not (path/'result').exists()
     assert of_epochs(files) and len(files) in (2,3)           # that of the last finished epoch is kept, whatever follows it
     shutil.copytree(path/'slow', path/'left')
-    return path,lambda: start().wait(120) == 0 or print(log.read_text())
+    return path
 
 def test_preempted(whole, preempted):
-    path,again = preempted
-    assert again()
-    for r in (0,1): assert_same(result(path, f'slow-{r}'), result(whole, f'whole-{r}'))
+    "The job's second start does what its first one began"
+    warm.group(go_on, preempted, 'slow')
+    for r in (0,1): assert_same(result(preempted, f'slow-{r}'), result(whole, f'whole-{r}'))
 
 def with_one(path, **kw):
     learn = learner('moco')                                # one process gives the batches of two, in halves unless `resume` mends that
@@ -116,7 +114,7 @@ def with_one(path, **kw):
     return learn
 
 def test_with_one_process(whole, preempted):
-    left = preempted[0]/'left'
+    left = preempted/'left'
     with pytest.raises(ValueError, match='processes 2 there, 1 here(.|\n)*exact=False'): with_one(left)
     with pytest.warns(UserWarning, match='written by 2 processes, and 1 go on, with batches of 8 images') as w: learn = with_one(left, exact=False)
     assert sum('go on' in str(o.message) for o in w) == 1 and learn.dls.train.bs == 8
@@ -127,7 +125,7 @@ def test_with_one_process(whole, preempted):
     for k,v in two['state'].items(): torch.testing.assert_close(one['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
 
 def test_with_three_processes(whole, preempted, tmp_path):
-    shutil.copytree(preempted[0]/'left', tmp_path/'left')
+    shutil.copytree(preempted/'left', tmp_path/'left')
     warm.group(go_on, tmp_path, 'three', 'left', n=3)
     a,b,c,two = *(result(tmp_path, f'three-{r}') for r in range(3)),result(whole, 'whole-0')
     assert a['lrs'] == pytest.approx(two['lrs']) and a['values'][0] == two['values'][0] and len(a['values']) == 3
@@ -137,7 +135,7 @@ def test_with_three_processes(whole, preempted, tmp_path):
 
 def test_no_finished_epoch(preempted, tmp_path):
     "Then there is nothing that another number of processes could go on from"
-    for f in checkpoints(preempted[0]/'left'):
+    for f in checkpoints(preempted/'left'):
         if f not in of_epochs([f]): shutil.copy(f, tmp_path)
     with pytest.raises(ValueError, match='finished epoch'): learner('moco').resume(tmp_path, exact=False)
 

@@ -1,7 +1,7 @@
 """Processes that begin where everything is imported: a fork of a server costs milliseconds, an import of fastai some seconds.
 
 The server is `multiprocessing`'s. What it forks are processes like any other, with signals, locks and exit codes of their own."""
-import contextlib, importlib, os, signal, socket, sys, tempfile, time, warnings
+import contextlib, os, signal, socket, sys, tempfile, time
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 
@@ -24,7 +24,6 @@ def _begin(f, args, out, err, cwd, env):
         os.dup2(file, fd); os.close(file)
     os.environ.update(env)
     os.chdir(cwd)
-    warnings.simplefilter('ignore')
     f(*args)
     if (dist := sys.modules['torch.distributed']).is_initialized(): dist.destroy_process_group()
 
@@ -67,7 +66,6 @@ def run(f, *args, timeout=300, **kw) -> str:
 def command(name:str, *args):
     "A console script of this library, to be run in a `Process`"
     sys.argv = [name, *map(str, args)]
-    warnings.resetwarnings()
     getattr(sys.modules['self_supervised.cli'], name)()
 
 def script(path:str, *args):
