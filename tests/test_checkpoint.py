@@ -315,6 +315,18 @@ def test_long_training(tmp_path):
     assert len(read_checkpoint(checkpoints(tmp_path)[-1])['recorder']['losses']) > n
     assert len(zipfile.ZipFile(checkpoints(tmp_path)[-1]).namelist()) < 1000
 
+def test_scale_of_fp16(tmp_path):
+    "It grows with the steps, and goes on where it was"
+    class Scale(Callback):
+        order = 100
+        def after_train(self): self.last = self.learn.scaler.get_scale()
+    def learner(*cbs): return make('sim_clr', size=32, cbs=[Scale(), *cbs]).to_fp16(init_scale=8., growth_interval=2)
+    whole,left = fit(learner(), 2),learner(Checkpoint(tmp_path), Leave('before_validate', sys.exit))
+    with pytest.raises(SystemExit): fit(left, 2)
+    left.checkpoint.finish()
+    again = fit(learner().resume(tmp_path), 2)
+    assert again.scale.last == whole.scale.last > 64 and same(state(again), state(whole))
+
 def test_resume_with_a_progress_bar(tmp_path):
     "In a later epoch, where fastai's bar would not have begun"
     left = make('moco', cbs=[Checkpoint(tmp_path), Leave('before_validate', sys.exit)])

@@ -30,7 +30,7 @@ def hooks(model): return sum(len(getattr(m, h)) for m in model.modules() for h i
 def assert_clean(learn, loss_func, metrics=()):
     "As a learner that was never fitted"
     assert learn.loss_func is loss_func and list(learn.metrics.attrgot('name')) == list(metrics)
-    assert hooks(learn.model) == 0 and not any('forward' in vars(m) for m in learn.model.modules())
+    assert hooks(learn.model) == 0 and not any('forward' in vars(m) or m._compiled_call_impl for m in learn.model.modules())
     assert not any(torch.is_autocast_enabled(o) for o in ('cpu','cuda'))
     assert not any(p.grad is not None and p.grad.any() for p in learn.model.parameters())
     assert not learn.lock.locked() and learn.pred is None and learn.loss is None and type(learn.model) is type(get_model(learn.model))
