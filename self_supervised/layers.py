@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import chain
 import timm, torchvision
 from timm.layers import SelectAdaptivePool2d
+from timm.models import adapt_input_conv
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file, load_file
 from torch.func import functional_call
@@ -46,7 +47,8 @@ def num_features(encoder:nn.Module, n_in:int=3, size:int|tuple=224) -> int:
     meta = {k:torch.empty_like(v, device='meta') for k,v in own.items()}
     with evaluating(encoder):
         try:
-            with torch.device('meta'): out = functional_call(encoder, meta, torch.empty(1, n_in, h, w))
+            with torch.device('meta'):                # tied, it would leave blocks with two names on it (pytorch #164759)
+                out = functional_call(encoder, meta, torch.empty(1, n_in, h, w), tie_weights=False)
         except (NotImplementedError,RuntimeError):                # its forward needs values
             out = encoder(torch.zeros(1, n_in, h, w, device=next(iter(own.values())).device))
     if not isinstance(out, Tensor) or out.ndim != 2:
@@ -75,6 +77,41 @@ def _fastai_encoder(arch, pretrained, n_in, pool_type, **kwargs):
     body = create_body(arch(**args, **kwargs), n_in, pretrained, meta['cut'])
     return nn.Sequential(body, SelectAdaptivePool2d(pool_type=pool_type or 'avg', flatten=True))
 
+def _first_conv(enc, n_in, pretrained):
+    "Let the first convolution of `enc` take `n_in` channels"
+    name,old = first((n,m) for n,m in enc.named_modules() if isinstance(m, nn.Conv2d))
+    args = {k:getattr(old, k) for k in ('kernel_size','stride','padding','dilation','padding_mode')}
+    new = nn.Conv2d(n_in, old.out_channels, bias=old.bias is not None, **args)
+    if pretrained: new.weight.data = adapt_input_conv(n_in, old.weight.data)
+    enc.set_submodule(name, new)
+    if hasattr(enc, 'transform_input'): enc.transform_input = False                 # which is for three
+
+def _torchvision_encoder(arch, pretrained, n_in, pool_type, **kwargs):
+    "The network without its last layer, which gives the classes, and without the dropout of its classifier"
+    if arch.__name__ in ('googlenet','inception_v3'): kwargs = dict(aux_logits=False, init_weights=not pretrained) | kwargs
+    enc = arch(weights='DEFAULT' if pretrained else None, **kwargs)
+    name = [n for n,m in enc.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d))][-1]
+    enc.set_submodule(name, nn.Identity())
+    for o in enc.get_submodule(name.rpartition('.')[0]).children():
+        if isinstance(o, nn.Dropout): o.p = 0.
+    if n_in != 3: _first_conv(enc, n_in, pretrained)
+    if pool_type is None: return enc
+    own,enc.avgpool = getattr(enc, 'avgpool', None),SelectAdaptivePool2d(pool_type=pool_type)
+    try:
+        if own is None or num_features(enc, n_in, _size_of(arch, enc, kwargs)) < 1: raise ValueError
+    except (RuntimeError,ValueError):
+        del enc.avgpool
+        if own: enc.avgpool = own
+        warnings.warn(f"pool_type: {arch.__name__} has no pooling {pool_type!r}, its own is used")
+    return enc
+
+def _size_of(arch, enc, kwargs):
+    "Height and width of the images that the architecture is for"
+    asked = first(kwargs.get(o) for o in ('img_size','image_size','input_size'))
+    if asked: return check_size(asked)
+    if _of_torchvision(arch): return check_size(299 if arch.__name__ == 'inception_v3' else 224)
+    return check_size(tuple(getattr(enc, 'default_cfg', {}).get('input_size', (3,64,64))[1:]))
+
 _fastai_archs = {o:getattr(models.xresnet, o) for o in models.xresnet.__all__ if re.match(r'xs?e?_?res', o)}
 _torchvision_archs = torchvision.models.list_models(torchvision.models)
 
@@ -82,6 +119,8 @@ def _library_arch(name):
     "The function `name` on fastai's list of architectures or in torchvision's registry of classifiers, if it is there"
     if name in _fastai_archs: return _fastai_archs[name]
     if name in _torchvision_archs: return getattr(torchvision.models, name)
+
+def _of_torchvision(arch): return callable(arch) and getattr(torchvision.models, getattr(arch, '__name__', ''), None) is arch
 
 def _from_hub(arch): return arch.lower().startswith(('hf-hub:','hf_hub:','local-dir:'))
 
@@ -114,10 +153,9 @@ def create_encoder(
     if not isinstance(n_in, int) or n_in < 1: raise ValueError(f"n_in must be an int of at least 1, got {n_in!r}")
     if pool_type is not None and pool_type not in _pools: raise ValueError(f"pool_type must be None or one of {_pools}, got {pool_type!r}")
     found = _find_arch(arch)
-    make = _timm_encoder if isinstance(found, str) else _fastai_encoder
+    make = _timm_encoder if isinstance(found, str) else _torchvision_encoder if _of_torchvision(found) else _fastai_encoder
     enc = make(found, pretrained, n_in, pool_type, **kwargs)
-    cfg = getattr(enc, 'default_cfg', {})
-    size = check_size(kwargs.get('img_size') or tuple(cfg.get('input_size', (3,64,64))[1:]))
+    cfg,size = getattr(enc, 'default_cfg', {}),_size_of(found, enc, kwargs)
     enc.nf = num_features(enc, n_in, size)
     enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type)
     if pretrained and 'mean' in cfg: enc.info = dict(stats=[list(cfg['mean']), list(cfg['std'])], size=list(size))

@@ -1,10 +1,12 @@
 "Encoders of every family: flat features of the announced width, forward and backward; and the files."
 from functools import partial
-import pytest, timm, torch
+import pytest, timm, torch, torchvision
+from torch import nn
 from packaging.version import Version
 from safetensors.torch import save_file
 from fastai.vision.all import SGD, DataLoaders, Learner, TensorImage, resnet18, xresnet18
-from self_supervised.layers import PoolingType, create_encoder, create_model, load_encoder, model_splitter, num_features, save_encoder
+from self_supervised.momentum import MomentumEncoder
+from self_supervised.layers import PoolingType, create_encoder, create_model, create_projection_model, load_encoder, model_splitter, num_features, save_encoder
 from self_supervised.training.finetune import layer_lrs, layer_splitter
 from self_supervised.vision.dino import DINO, create_dino_model, get_dino_aug_pipelines
 
@@ -57,6 +59,59 @@ def test_grad_checkpointing():
     for m in (a,b): m(x).sum().backward()
     torch.testing.assert_close(a.patch_embed.proj.weight.grad, b.patch_embed.proj.weight.grad)
     with pytest.raises(ValueError, match="grad_checkpointing"): create_encoder(xresnet18, False, grad_checkpointing=True)
+
+def before_the_classes(net, x):
+    "What goes into the last layer of a network, of which nobody has taken anything away"
+    last,seen = [m for m in net.modules() if isinstance(m, (nn.Linear,nn.Conv2d))][-1],[]
+    last.register_forward_hook(lambda m, i, out: seen.append(i[0]))
+    net(x)
+    return seen[0]
+
+def too_large(arch): return arch.startswith("regnet") and not arch.endswith(("400mf","800mf","1_6gf"))
+@pytest.mark.parametrize("arch", [o for o in torchvision.models.list_models(torchvision.models) if not too_large(o)])
+def test_every_classifier_of_torchvision(arch):
+    "As an encoder it is the whole network without its last layer; in shapes for all, in numbers for one of each family that is not huge"
+    size = 299 if arch == "inception_v3" else 224
+    extra = dict(aux_logits=False, init_weights=True) if arch in ("googlenet","inception_v3") else {}
+    with torch.device("cpu" if arch.startswith("regnet") else "meta"):                     # RegNets compute their widths with tensors
+        net,enc = getattr(torchvision.models, arch)(**extra).eval(),create_encoder(f"torchvision:{arch}", False)
+        x = torch.empty(2, 3, size, size)
+        want = before_the_classes(net, x)
+        out = enc.eval()(x)
+    assert out.shape == (2, enc.nf) == want.flatten(1).shape[:1] + (enc.nf,) and want.shape[1] == enc.nf
+    own,rest = ({k:v.shape for k,v in o.state_dict().items()} for o in (net, enc))
+    assert {k:v for k,v in own.items() if k in rest} == rest and len(own)-len(rest) in (1,2)
+
+@pytest.mark.parametrize("arch", "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18 shufflenet_v2_x0_5 "
+                                 "squeezenet1_1".split())
+def test_features_are_the_networks_own(arch):
+    torch.manual_seed(0)
+    enc = create_encoder(f"torchvision:{arch}", False).eval()
+    net = getattr(torchvision.models, arch)(**(dict(aux_logits=False, init_weights=False) if arch == "googlenet" else {})).eval()
+    net.load_state_dict(enc.state_dict(), strict=False)
+    x = torch.randn(2, 3, 96, 96)
+    want = before_the_classes(net, x)
+    if want.ndim == 4: want = want.relu().mean((2,3)) if arch == "squeezenet1_1" else want.flatten(1)
+    torch.testing.assert_close(enc(x), want)
+
+def test_blocks_with_two_names():
+    "Nothing of the caller's module is lost when its width is asked for, in a teacher or in a file (pytorch 164759)"
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem,self.a = nn.Conv2d(3, 8, 3, 2),nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+            self.b = self.a
+            self.scale = nn.Parameter(torch.ones(8))
+            self.again = self.scale                               # a parameter with two names
+        def forward(self, x): return self.b(self.a(self.stem(x))).mean((2,3))*self.scale*self.again
+    for enc,size in ((Shared(),64), (create_encoder("coat_tiny", False),224)):
+        before,x = {k:v.clone() for k,v in enc.state_dict().items()},torch.rand(2, 3, size, size)
+        model = create_projection_model(enc, 8, 8)
+        teacher = MomentumEncoder(model)
+        teacher.update(model, .5)
+        for m in (enc, teacher.module.encoder):
+            assert all(not v.is_meta and torch.equal(v, before[k]) for k,v in m.state_dict().items())
+        assert torch.equal(model.eval()(x), teacher.eval()(x))
 
 @pytest.mark.parametrize("kw,msg", [(dict(arch="resnet5O"), "resnet50"), (dict(arch="zzzzzz"), "zzzzzz"), (dict(arch="resnet18", n_in=0), "n_in"), (dict(arch="resnet18", pool_type="mean"), "pool_type")])
 def test_bad_input(kw, msg):

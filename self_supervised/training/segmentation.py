@@ -7,6 +7,7 @@ __all__ = ['map_info', 'feature_maps', 'SkipBlock', 'UnetModel', 'create_unet']
 
 # %% ../../nbs/85_training.segmentation.ipynb #f2cc2da2
 from copy import deepcopy
+from itertools import takewhile
 from types import SimpleNamespace
 from timm.layers import SelectAdaptivePool2d
 from fastai.vision.all import *
@@ -28,13 +29,22 @@ def _has_body(encoder):
     "Is it one of fastai or torchvision, as `create_encoder` makes them?"
     return isinstance(encoder, nn.Sequential) and len(encoder) == 2 and isinstance(encoder[1], SelectAdaptivePool2d)
 
+def _body(encoder):
+    "What an encoder of fastai or torchvision runs one after the other, up to its pooling"
+    if _has_body(encoder): return _layers(encoder[0])
+    if type(encoder).__module__.startswith('torchvision.models'):
+        last = nn.AdaptiveAvgPool2d,SelectAdaptivePool2d,nn.Identity,nn.Dropout
+        return _layers(getattr(encoder, 'features', None) or nn.ModuleList(takewhile(lambda o: not isinstance(o, last), encoder.children())))
+    return []
+
 def _layers(m):
     "What `m` runs one after the other: its children, with every `nn.Sequential` among them opened"
     return [l for o in m.children() for l in (_layers(o) if type(o).forward is nn.Sequential.forward else [o])]
 
 def _body_maps(layers, size=128):
     "The last map of each size, found with one image; none if `layers` give anything but maps that get coarser"
-    sizes = model_sizes(deepcopy(nn.Sequential(*layers)), (size,size))
+    try: sizes = model_sizes(deepcopy(nn.Sequential(*layers)), (size,size))
+    except (RuntimeError,AssertionError): return []                          # they are not one after the other
     if any(len(s) != 4 for s in sizes) or any(a[-1] < b[-1] for a,b in zip(sizes, sizes[1:])): return []
     last = {s[-2:]:dict(num_chs=s[1], reduction=round(size/s[-1]), layer=i, scale=1) for i,s in enumerate(sizes)}
     return list(last.values())
@@ -45,7 +55,7 @@ def map_info(
     "Which feature maps `encoder` has"
     encoder,maps = getattr(encoder, '_orig_mod', encoder),[]
     if hasattr(encoder, 'forward_intermediates'): maps = _timm_maps(encoder.feature_info)
-    elif _has_body(encoder): maps = _body_maps(_layers(encoder[0]))
+    elif layers := _body(encoder): maps = _body_maps(layers)
     if maps: return maps
     raise ValueError(f"encoder: no feature maps can be had of this {type(encoder).__name__}. Make the encoder with create_encoder, from an "
                      "architecture of timm, or a convolutional one of fastai or torchvision")
@@ -67,7 +77,7 @@ def feature_maps(
         # blocks of a transformer are comparable only behind its last norm
         maps = encoder.forward_intermediates(x, indices=at, intermediates_only=True, norm=info[0]['scale'] != 1)
     else:
-        for i,l in enumerate(_layers(encoder[0])):
+        for i,l in enumerate(_body(encoder)):
             x = l(x)
             if i in at: maps.append(x)
     maps = dict(zip(at, maps))
