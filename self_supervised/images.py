@@ -161,9 +161,9 @@ class ImageCache:
         name = json.dumps(how, sort_keys=True, default=str)
         self.folder = Path(path)/f"{'x'.join(map(str, self.shape))}-{xxh3_64_hexdigest(name.encode())[:8]}"
         self.n_bytes = int(np.prod(self.shape))
-        self._rows,self._images = None,None
+        self._rows,self._images,self._checked = None,None,{}
 
-    def __getstate__(self): return {**vars(self), '_rows':None, '_images':None}      # a place on disk, not its contents
+    def __getstate__(self): return {**vars(self), '_rows':None, '_images':None, '_checked':{}}      # a place on disk, not its contents
     def __deepcopy__(self, memo): return self
 
     @property
@@ -182,13 +182,18 @@ class ImageCache:
         journal,pixels = self.folder/'images.jsonl',self.folder/'images.bin'
         n = pixels.stat().st_size//self.n_bytes if pixels.exists() else 0
         self.end,self._rows = 0,{}
-        for line in journal.read_bytes().splitlines(True) if journal.exists() else ():
-            if not line.endswith(b'\n'): break                       # killed while it was written
-            row,*key = json.loads(line)
-            self.end += len(line)
-            if row < n: self._rows[tuple(key)] = row
         shape = (n,*self.shape)
         self._images = np.memmap(pixels, np.uint8, 'r', shape=shape).view(np.ndarray) if n else np.empty(shape, np.uint8)
+        for line in journal.read_bytes().splitlines(True) if journal.exists() else ():
+            try: row,digest,*key = json.loads(line)
+            except ValueError: break                                 # killed while it was written, or damaged: what follows is read anew
+            self.end += len(line)
+            if row < n and self.holds(row, digest): self._rows[tuple(key)] = row
+
+    def holds(self, row:int, digest:str) -> bool:
+        "Are the pixels of a row those that were written? A file that was cut short and grew again has others"
+        if self._checked.get(row) != digest: self._checked[row] = xxh3_64_hexdigest(np.ascontiguousarray(self._images[row]))
+        return self._checked[row] == digest
 
     def image(self, row:int) -> PIL.Image.Image:
         "The image in a row"
@@ -225,7 +230,8 @@ def add(self:ImageCache,
                 done = [(i,a) for i,a in zip(part, ex.map(pixels, part)) if a is not None]
                 for _,a in done: f.write(np.ascontiguousarray(a))
                 f.flush(); os.fsync(f.fileno())
-                j.write(''.join(json.dumps([n+k,*keys[i]])+'\n' for k,(i,_) in enumerate(done)).encode())
+                for k,(i,a) in enumerate(done): self._checked[n+k] = xxh3_64_hexdigest(np.ascontiguousarray(a))
+                j.write(''.join(json.dumps([n+k,self._checked[n+k],*keys[i]])+'\n' for k,(i,_) in enumerate(done)).encode())
                 j.flush()
                 n += len(done)
         self.open()

@@ -313,6 +313,8 @@ def save_encoder(
     encoder,path = getattr(encoder, '_orig_mod', encoder),Path(path)
     info = getattr(encoder, 'info', {})
     stats,size,reading = (ifnone(o, info.get(k)) for k,o in dict(stats=stats, size=size, reading=reading).items())
+    bad = first(k for k,v in encoder.state_dict().items() if v.is_floating_point() and not v.isfinite().all())
+    if bad: raise ValueError(f"encoder: its {bad} is NaN or infinite; take the weights of an earlier checkpoint, from before the training broke")
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(getattr(encoder, 'spec', {}), stats=stats and [list(map(float, o)) for o in stats],
                 size=size and list(check_size(size)), reading=reading, nf=getattr(encoder, 'nf', None))

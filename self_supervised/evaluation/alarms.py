@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 from ..augmentations import no_random_change
 from ..callback import *
 from ..collectives import *
+from ..data import label_vocab
 from ..processes import dataset_len
 from ..images import file_key
 from .features import *
@@ -122,7 +123,7 @@ def queue_long(s:AttrDict):
 
 def one_class(s:AttrDict):
     ys = item_labels(s.learn.dls.train_ds)
-    ys = ys[ys != ifnone(learner_unsup(s.learn), -1)] if ys is not None else []
+    ys = ys[is_labelled(ys, learner_unsup(s.learn))] if ys is not None else []
     if len(ys) and len(np.unique(ys)) == 1:
         return Alarm('one class', f'the number of classes among {len(ys)} labelled training images', 1, 1,
                      'makes every accuracy 1, whatever the features',
@@ -165,7 +166,7 @@ def collapse(s:AttrDict):
 
 def few_directions(s:AttrDict):
     least = (.06 if s.step_size > .03 else .03)*s.width
-    if hasattr(s.cb, 'sup_lf'): least = min(least, len(getattr(s.learn.dls, 'vocab', None) or [0]*100)/2)
+    if hasattr(s.cb, 'sup_lf'): least = min(least, len(label_vocab(s.learn.dls) or [0]*100)/2)
     if s.rankme < least:
         return Alarm('few directions', f'RankMe, the number of directions in use, of which there are {s.width},', s.rankme, 1,
                      'is all of them on a line',
@@ -237,7 +238,7 @@ def where_nan(learn:Learner) -> str:
 # %% ../../nbs/73_evaluation.alarms.ipynb #779be5e5
 class Alarms(FitCallback):
     "Say what is wrong with a training, and what to try: before it, after every epoch, and when the loss is no number"
-    order = 70                                                       # after `Recorder` has written its row
+    order,_counted = 70,('losses','trivials','steps','told','n_steps','moved')          # after `Recorder` has written its row
     def __init__(self,
         stop:bool=False, # End the fit at an alarm
         n:int=256, # Training images to look at
@@ -282,14 +283,28 @@ class Alarms(FitCallback):
         if not self.active: return
         if self.cb is None: raise ValueError("Alarms: there is no method among the learner's callbacks to watch over")
         self.raised,self.looks,self.losses,self.trivials,self.steps,self.told,self.n_steps = [],[],[],[],[],False,0
-        self.first_means = math.nan,math.nan
+        self.first_means,self.moved = (math.nan,math.nan),0.
         if not rank_distrib():
             with no_random_change():
                 set_seed(self.seed)
                 self.images = training_batch(self.learn, self.n)[0]
             self.first_teacher = self.teacher_weights()
-            self.sound(at_start, self.state(-1))
+            if not self.goes_on(): self.sound(at_start, self.state(-1))
         self.leave(0)
+
+    def goes_on(self) -> bool:
+        "Does a resumed training bring what was seen before?"
+        return self.name in (getattr(getattr(self.learn, 'resumed', None), 'state', None) or {}).get('callbacks', {})
+
+    def state_dict(self) -> dict:
+        "What a resumed training goes on with: all that was said and seen"
+        keep = lambda s: {k:v for k,v in s.items() if isinstance(v, (int,float,str)) or k in ('spectrum','terms')}
+        res = {k:getattr(self, k) for k in self._counted}
+        return dict(res, first_means=list(self.first_means), raised=[vars(o) for o in self.raised], looks=list(map(keep, self.looks)))
+    def load_state_dict(self, state:dict):
+        state = deepcopy(state)
+        for k in (*self._counted,'first_means'): setattr(self, k, state[k])
+        self.raised,self.looks = [Alarm(**o) for o in state['raised']],[AttrDict(o) for o in state['looks']]
 
     def teacher_weights(self):
         model = get_model(self.learn.model)
@@ -301,8 +316,9 @@ class Alarms(FitCallback):
         half = lambda o: torch.stack(o[len(o)//2:]).mean().item() if o else math.nan
         s.update(epoch=epoch, learn=self.learn, cb=self.cb, images=self.images, bs=getattr(self.learn.dls.train, 'bs', None) or self.n,
                  total=dataset_len(self.learn.dls.train), terms={k:float(v) for k,v in getattr(self.cb, 'terms', {}).items()},
-                 loss=half(self.losses), trivial=half(self.trivials), step_size=self.step_size(),
-                 teacher_moved=sum((a-b).abs().sum().item() for a,b in zip(self.first_teacher, self.teacher_weights())))
+                 loss=half(self.losses), trivial=half(self.trivials), step_size=self.step_size())
+        self.moved = max(self.moved, sum((a-b).abs().sum().item() for a,b in zip(self.first_teacher, self.teacher_weights())))
+        s.teacher_moved = self.moved
         if epoch == 0: self.first_means = [torch.stack(o).mean().item() if o else math.nan for o in (self.losses, self.trivials)]
         s.first_loss,s.first_trivial = self.first_means
         self.looks.append(s)

@@ -14,6 +14,7 @@ from ..collectives import *
 from ..layers import embed_views, evaluating
 from ..processes import dataset_len
 from ..callback import *
+from ..data import label_vocab
 from .features import *
 
 # %% ../../nbs/72_evaluation.health.ipynb #91f74bce
@@ -179,7 +180,7 @@ def ssl_metrics(
     sample,res = FeatureSample(n),L()
     if not KNN().no_value(learn):
         res += [KNN(sample=sample), LinearProbe(sample=sample)]
-        if len(getattr(learn.dls, 'vocab', [])) > 10: res.insert(1, KNN(top=5, sample=sample))
+        if len(label_vocab(learn.dls) or []) > 10: res.insert(1, KNN(top=5, sample=sample))
     res += [EmbeddingMetric(f, n) for f in (spread, rankme, lidar, alignment, uniformity)]
     if isinstance(cb, TeacherCallback): res += [LearnerMetric(teacher)]
     if isinstance(cb, QueueMixin) and cb.compares and cb.K and cb.n_inp == 1: res += [QueueMetric(n)]

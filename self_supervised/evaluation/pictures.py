@@ -16,6 +16,7 @@ from sklearn.manifold import TSNE
 from fastai.vision.all import *
 from ..augmentations import ToImageBatch, decode_views, no_random_change, whole_views
 from ..callback import SSLCallback, replacing
+from ..data import label_vocab
 from .features import _channels, _how_trained, get_features
 from .health import learner_method, view_embeddings
 from .neighbours import _image
@@ -92,7 +93,7 @@ def hard_negatives(
 
 def _classes(learn, y):
     "Labels that are a class per image, the label of the unlabelled ones, and the vocabulary"
-    unsup,vocab = first(getattr(o, 'unsup_class_id', None) for o in learn._grab_cbs(SSLCallback)),getattr(learn.dls, 'vocab', None)
+    unsup,vocab = first(getattr(o, 'unsup_class_id', None) for o in learn._grab_cbs(SSLCallback)),label_vocab(learn.dls)
     if y is None or y.ndim != 1 or y.is_floating_point(): return None,None,None
     return y,ifnone(unsup, getattr(vocab, 'o2i', {}).get('unsup')),vocab
 
@@ -183,7 +184,7 @@ def plot_map(
 
 def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax:plt.Axes|None=None) -> plt.Axes:
     "t-SNE map of a learner's features, coloured by class if they have one"
-    return plot_map(*get_features(learn, ds_idx), 'tsne', getattr(learn.dls, 'vocab', None), n=n, seed=seed, ax=ax)
+    return plot_map(*get_features(learn, ds_idx), 'tsne', label_vocab(learn.dls), n=n, seed=seed, ax=ax)
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #bd571be7
 def attention_maps(

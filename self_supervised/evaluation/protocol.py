@@ -18,8 +18,8 @@ from fastai.vision.all import *
 import self_supervised
 from ..augmentations import no_random_change, norm_stats
 from ..callback import SSLCallback
-from ..data import few_labels
-from .features import _first_label, _how_trained, _is_class, fit_probe, get_features, item_labels, knn_accuracy
+from ..data import few_labels, is_class, label_vocab
+from .features import _first_label, _how_trained, is_labelled, fit_probe, get_features, item_labels, knn_accuracy
 from ..layers import create_encoder, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
@@ -104,7 +104,7 @@ def _labels(dl, ds, what):
     if not len(ds): raise ValueError(f"{what}: there are no images, hold out others")
     y = _first_label(ds)
     if y is None: raise ValueError(f"{what}: the images have no labels; folder_dls(labels=...) says where they are")
-    if not _is_class(y): raise ValueError(f"{what}: labels must be one class for each image, got {type(y).__name__}")
+    if not is_class(y): raise ValueError(f"{what}: labels must be one class for each image, got {type(y).__name__}")
     ys = item_labels(ds)
     if ys is not None: return tensor(ys)
     return get_features(RawPixels(1), _Chosen(dl, ds, range_of(ds)), **_as_is)[1]
@@ -130,12 +130,12 @@ class _Data:
     "The labelled images of `dls`, at most `n` for training and as many for test, and the draws of few labels"
     def __init__(self, dls, name, unsup, labels, draws, n, seed):
         if not hasattr(dls, 'valid'): raise TypeError(f"{name}: must be DataLoaders for training and validation, got {type(dls).__name__}")
-        vocab = getattr(dls, 'vocab', None)
+        vocab = label_vocab(dls)
         if unsup is None: unsup = getattr(vocab, 'o2i', {}).get('unsup', -1)
         self.name,self.dl,self.sets,ys,self.loaders,left = name,dls.valid,(dls.train.dataset,dls.valid.dataset),[],[],[]
         for ds,what in zip(self.sets, ('training','validation')):
             y = _labels(self.dl, ds, f'{name}, {what} set')
-            idxs = (y != unsup).nonzero().flatten()
+            idxs = is_labelled(y, unsup).nonzero().flatten()
             if not len(idxs): raise ValueError(f"{name}: no {what} image has a label: label some, or hold out others")
             chosen = _sample(y, idxs, n, seed)
             ys.append(y[chosen]); self.loaders.append(_Chosen(self.dl, ds, chosen)); left.append((len(y)-len(idxs), len(idxs)-len(chosen)))

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from fastai.vision.all import *
 import self_supervised
 from ..callback import *
+from ..data import label_vocab
 from ..processes import dataset_len
 from .features import *
 from .neighbours import *
@@ -94,8 +95,8 @@ def _opt_name(learn): return getattr(getattr(learn.opt_func, 'func', learn.opt_f
 def _setup(learn, cb) -> pd.DataFrame:
     "What was trained on what"
     model,rec,spec = get_model(learn.model),learn.recorder,getattr(get_model(learn.model).encoder, 'spec', {})
-    ys,unsup,vocab = item_labels(learn.dls.train.dataset),learner_unsup(learn),getattr(learn.dls, 'vocab', None)
-    n = 0 if ys is None else int((ys != ifnone(unsup, -1)).sum())
+    ys,unsup,vocab = item_labels(learn.dls.train.dataset),learner_unsup(learn),label_vocab(learn.dls)
+    n = 0 if ys is None else int(is_labelled(ys, unsup).sum())
     count = lambda m: f'{sum(p.numel() for p in m.parameters()):,} weights'
     name,doc = type(cb).__name__,type(cb).__doc__ or ''
     rows = {'method':doc if doc.startswith(name) else f'{name}: {doc}',
@@ -214,7 +215,7 @@ def _course(rows, evaluation) -> str:
 def _looks(learn, alarms, n) -> str:
     "Pictures of embeddings and features"
     features,y = get_features(learn)
-    vocab,k = getattr(learn.dls, 'vocab', None),min(4, len(features)-1)
+    vocab,k = label_vocab(learn.dls),min(4, len(features)-1)
     res = [_picture(lambda: plot_similarities(learn),
                     'Cosine similarities of training images behind the projector: two views of one image (positives), and views of '
                     'different images (negatives, among them images of one class)'),

@@ -19,6 +19,8 @@ def places(queries:Tensor, # (n, d) embeddings
     "At which place, by cosine similarity, each query finds its partner; those that are equally similar come first"
     if queries.shape != others.shape or queries.ndim != 2:
         raise ValueError(f"queries and others must both be (n, d), got {tuple(queries.shape)} and {tuple(others.shape)}")
+    for n,x in (('queries',queries), ('others',others)):
+        if not x.isfinite().all(): raise ValueError(f"{n}: {int((~x.isfinite().all(1)).sum())} of {len(x)} embeddings are NaN or infinite")
     q,o = F.normalize(queries.double(), dim=1),F.normalize(others.double(), dim=1)
     own = (q*o).sum(1, keepdim=True)-1e-12                                      # rounding is no difference
     return torch.cat([(a @ o.T >= b).sum(1) for a,b in zip(q.split(chunk), own.split(chunk))])

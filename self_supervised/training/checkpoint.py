@@ -23,7 +23,7 @@ from ..collectives import *
 from ..processes import dataset_len, some_numbers
 
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
-_version = 4
+_version = 5
 
 def plain(o:object, into:object=None # An earlier copy, whose memory is used again where it fits
 ):
@@ -137,9 +137,12 @@ def read_checkpoint(path:str|Path) -> dict:
     if state.pop('checksum', None) != checksum(state): raise ValueError(f"path: {path} is damaged: its contents are not what was written")
     return state
 
+_named = re.compile(r'\d+-epoch\d+-batch\d+\.ckpt')
+
 def checkpoints(path:str|Path) -> list:
-    "Checkpoints in the folder `path`, newest last"
-    return sorted(Path(path).glob('[0-9]*-epoch*.ckpt'))
+    "Checkpoints in the folder `path`, newest last; files with other names are not ours"
+    files = [f for f in Path(path).iterdir() if _named.fullmatch(f.name)] if Path(path).is_dir() else []
+    return sorted(files, key=lambda f: int(f.name.split('-')[0]))
 
 def of_epochs(files:list) -> list:
     "Those of `files` that were written when an epoch was over"
@@ -238,6 +241,8 @@ def training_state(cb:Callback, # A `Checkpoint`
                model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
                hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
                counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
+               callbacks={o.name:o.state_dict() for o in learn.cbs if hasattr(o, 'state_dict')},
+               elapsed=0. if done or not rec else time.time()-rec.start_epoch,
                grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
     if rec:
         metrics = learn.metrics if rec.train_metrics and not done else []
@@ -260,7 +265,7 @@ class Checkpoint(FitCallback):
     ):
         if every is not None and every < 1: raise ValueError(f"every must be at least 1 or None, got {every!r}")
         if keep < 1 or epochs < 0: raise ValueError(f"keep must be at least 1 and epochs at least 0, got {keep!r} and {epochs!r}")
-        store_attr(); self.path,self.over,self.wrote,self.warned = Path(path),[],False,False
+        store_attr(); self.path,self.over,self.wrote,self.warned,self.told = Path(path),[],False,False,False
 
     n_fits = property(lambda self: len(self.over)+1, doc="Which fit this is, counting those that were not interrupted")
     run = property(lambda self: trains(self.learn), lambda self, v: None, doc="In a fit, not in what has the events of one; fastai sets it")
@@ -342,7 +347,7 @@ class Checkpoint(FitCallback):
     ):
         "Write a checkpoint in the background, then remove the oldest, but not the last one of a finished epoch"
         self.finish()
-        if not _rank(self.learn):
+        if not _rank(self.learn) and self.sound(state):
             self.held = state = plain(state, self.held)
             n,self.wrote = 1 + max([int(o.name.split('-')[0]) for o in checkpoints(self.path)], default=0),True
             path = self.path/f"{n:06d}-epoch{state['epoch']}-batch{state['iter']}.ckpt"
@@ -354,6 +359,17 @@ class Checkpoint(FitCallback):
             pool = ThreadPoolExecutor(1)
             self.pending = pool.submit(save); pool.shutdown(wait=False)
         if term: self.finish(); raise SystemExit(128+signal.SIGTERM)
+
+    def sound(self, state:dict) -> bool:
+        "Can training go on from these weights? Those that are no numbers never replace others that are"
+        bad = first(k for k,v in state['model'].items() if v.is_floating_point() and not v.isfinite().all())
+        if bad and not self.told:
+            last = first(checkpoints(self.path)[::-1])
+            warn(f"Checkpoint: {bad} has values that are no numbers, so that no checkpoint is written any more. "
+                 f"{f'{last} is the last good one' if last else 'There is no good one'}: go on from there with a lower learning rate, or "
+                 "with GradientClip(1.)")
+            self.told = True
+        return not bad
 
     def finish(self):
         "Until the last checkpoint is on the disk; raises what went wrong with it"
@@ -468,11 +484,13 @@ class Resumed(Callback):
         for cb in learn.cbs:
             if isinstance(cb, Checkpoint): cb.times,cb.n_steps,cb.over = s['times'],s['n_steps'],s['before']
             for k,v in s['counts'].get(cb.name, {}).items(): setattr(cb, k, v)
+            if cb.name in s['callbacks']: cb.load_state_dict(s['callbacks'][cb.name])
         for cb,hps in zip(_schedulers(learn), s['hps']): cb.hps = {k:v.tolist() for k,v in hps.items()}
         if 'recorder' in s:
             rec,r = self.recorder,s['recorder']
             rec.lrs,rec.losses,rec.iters,rec.values = r['lrs'].tolist(),list(r['losses'].unbind()),r['iters'],[L(o) for o in r['values']]
             rec.smooth_loss.count,rec.smooth_loss.val = r['smooth']
+            rec.start_epoch = time.time()-s['elapsed']
             for m,values in zip(learn.metrics, r['metrics']): vars(m).update(values)
 
     def leave(self):

@@ -55,9 +55,14 @@ class TextTransformer(nn.Module):
         self.pad,self.embed,self.place = pad,nn.Embedding(n_tokens, width),nn.Parameter(torch.randn(length, width)*.02)
         layer = nn.TransformerEncoderLayer(width, heads, 4*width, dropout=0., activation='gelu', batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
-    def forward(self, ids:Tensor) -> Tensor: # (B, length, width)
+    def forward(self, ids:Tensor) -> Tensor: # (B, length, width); a text without tokens is its first filling
         if ids.shape[1] > len(self.place): raise ValueError(f"length: texts have {ids.shape[1]} tokens, the most is {len(self.place)}")
-        return self.layers(self.embed(ids)+self.place[:ids.shape[1]], src_key_padding_mask=ids == self.pad)
+        return self.layers(self.embed(ids)+self.place[:ids.shape[1]], src_key_padding_mask=~_counts(ids, self.pad))
+
+def _counts(ids, pad):
+    "Which tokens are text; of a text without any the first, or what it means would be NaN"
+    mask = ids != pad
+    return mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0))
 
 class TextTower(nn.Module):
     "Features (B, nf) of texts, by any module from tokens (B, length): of transformers, of open_clip, or `TextTransformer`"
@@ -66,7 +71,7 @@ class TextTower(nn.Module):
         self.module,self.pad = module,pad
         self.masked = 'attention_mask' in inspect.signature(module.forward).parameters
     def forward(self, ids:Tensor) -> Tensor:
-        mask = ids != self.pad
+        mask = _counts(ids, self.pad)
         out = self.module(ids, **(dict(attention_mask=mask.long()) if self.masked else {}))
         if not isinstance(out, Tensor): out = ifnone(getattr(out, 'pooler_output', None), getattr(out, 'last_hidden_state', None))
         if not isinstance(out, Tensor) or out.ndim not in (2,3):
