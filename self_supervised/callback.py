@@ -171,6 +171,9 @@ def check_loader(dl:object):
     "Raise for a training loader that has no batch, if it knows how many it has"
     try: n = len(dl)
     except TypeError: return
+    if getattr(dl, 'collate_fn', None) is torch.utils.data.default_collate and n:
+        with no_random_change(): item = dl.dataset[0]
+        if isinstance(item, dict): raise ValueError(f"dls: items are dictionaries of {list(item)}: let the data set return (image, label)")
     if n: return
     bs = first(o for o in (getattr(dl, k, None) for k in ('bs','batch_size')) if o)
     raise ValueError(f"dls: the training loader has no batch of bs={bs}, as it has {dataset_len(dl)} images and drops what does not fill one: "
@@ -193,7 +196,7 @@ def check_shape(x:object):
         raise ValueError(f"images: the batch has a list of {len(x)} of them, as of views that were made before; the method makes its own views "
                          "of one image: let the data set return (image, label)")
     if not isinstance(x, Tensor): raise TypeError(f"images must be a tensor (B, C, H, W), got {type(x).__name__}: let the loader collate them")
-    if x.ndim == 4 and (x.shape[-1] not in (1,3,4) or x.shape[1] <= 32): return
+    if x.ndim == 4 and (x.shape[-1] not in (1,3,4) or x.shape[1] <= 4): return
     how = {2:'these are no images', 3:'let the data set add an axis for the channels, x[None]', 4:'the channels come last: x.permute(2,0,1)',
            5:'clips have one axis more: let the data set return one frame of each'}
     raise ValueError(f"images must be a batch (B, C, H, W), got the shape {tuple(x.shape)}: {how.get(x.ndim, 'these are no images')}")

@@ -52,8 +52,15 @@ class GatherDL(TfmdDL):
         if not (plain and isinstance(reader, ReadImage) and reader.found): return
         if '_decoded' not in vars(ds):
             rows = [reader.row(o) for o in _items(tls[0])]
-            ds._decoded = None if None in rows else (reader,np.array(rows),[_labels(o) for o in tls[1:]])
+            with no_random_change():                                     # a text is drawn to see what it is
+                ds._decoded = None if None in rows else (reader,np.array(rows),[_labels(o) for o in tls[1:]])
         return ds._decoded
+
+    def do_item(self, s:int|None) -> object:
+        "fastai's, which skips an image that cannot be read. Several processes must have as many batches each: they take the next one"
+        item = super().do_item(s)
+        n = len(self.dataset) if item is None and s is not None and num_distrib() > 1 else 1
+        return item if n == 1 else first(o for o in (super(GatherDL, self).do_item((s+k)%n) for k in range(1, n)) if o is not None)
 
     def create_batches(self, samps):
         decoded = self.decoded()

@@ -107,7 +107,7 @@ def _torchvision_encoder(arch, pretrained, n_in, pool_type, **kwargs):
 
 def _size_of(arch, enc, kwargs):
     "Height and width of the images that the architecture is for"
-    asked = first(kwargs.get(o) for o in ('img_size','image_size','input_size'))
+    asked = first(v for o in ('img_size','image_size','input_size') if (v := kwargs.get(o)))
     if asked: return check_size(asked)
     if _of_torchvision(arch): return check_size(299 if arch.__name__ == 'inception_v3' else 224)
     return check_size(tuple(getattr(enc, 'default_cfg', {}).get('input_size', (3,64,64))[1:]))

@@ -1,11 +1,11 @@
 "The report of a training, opened in a browser: complete, readable on a telephone, by keyboard and by a screen reader."
-import os, shutil
+import os, re, shutil
 from html import unescape
 from pathlib import Path
 import matplotlib; matplotlib.use('Agg')
 import pytest
 from fastai.vision.all import DataLoaders, Learner, TfmdDL, noop, set_seed
-from kit import METHODS, fit, image, make, make_dls
+from kit import METHODS, dls_of, fit, image, make, make_dls
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.evaluation.protocol import evaluate
@@ -97,3 +97,13 @@ def test_names_are_escaped_and_labels_not_needed(tmp_path):
     learn = fit(make('byol', make_dls(labels=False, drop_last=True)))
     text = learn.report(tmp_path/'deep'/'r.html', title='<b>&').read_text()
     assert '<b>&' not in text and '&lt;b&gt;&amp;' in text and 'no labels to evaluate with' in text and 'Nobody watched' in text
+
+@pytest.mark.parametrize('name,labels', [*((n, True) for n in METHODS), ('moco',False), ('clip',False)])
+def test_every_method_has_a_whole_report(name, labels, tmp_path):
+    "Nothing in it is no number, undrawn or empty"
+    learn = fit(make(name, dls_of(name, labels=labels, **({} if labels else dict(drop_last=True))), cbs=[Alarms(min_steps=1000)]))
+    text = learn.report(tmp_path/'r.html', evaluation=False).read_text()
+    bare = re.sub(r'<[^>]+>', ' ', re.sub(r'src="data:[^"]+"', '', text))
+    assert 'cannot be drawn' not in bare and not re.search(r'\bnan\b', bare, re.I), re.findall(r'.{80}(?:\bnan\b|cannot be drawn).{80}', bare, re.I)
+    assert text.count('<img ') >= 5 and not re.search(r'</h2>\s*</section>', text)
+    assert ('Retrieval</h2>' in text and 'guessing' in bare) == (METHODS[name].cb.n_inp == 2)

@@ -16,7 +16,7 @@ from ..augmentations import no_random_change
 from ..callback import *
 from ..collectives import *
 from ..data import label_vocab
-from ..processes import dataset_len
+from ..processes import dataset_len, some_numbers
 from ..images import file_key
 from .features import *
 from ..layers import evaluating
@@ -238,7 +238,7 @@ def where_nan(learn:Learner) -> str:
 # %% ../../nbs/73_evaluation.alarms.ipynb #779be5e5
 class Alarms(FitCallback):
     "Say what is wrong with a training, and what to try: before it, after every epoch, and when the loss is no number"
-    order,_counted = 70,('losses','trivials','steps','told','n_steps','moved')          # after `Recorder` has written its row
+    order,_counted = 70,('losses','trivials','steps','told','n_steps','first_teacher')          # after `Recorder` has written its row
     def __init__(self,
         stop:bool=False, # End the fit at an alarm
         n:int=256, # Training images to look at
@@ -283,7 +283,7 @@ class Alarms(FitCallback):
         if not self.active: return
         if self.cb is None: raise ValueError("Alarms: there is no method among the learner's callbacks to watch over")
         self.raised,self.looks,self.losses,self.trivials,self.steps,self.told,self.n_steps = [],[],[],[],[],False,0
-        self.first_means,self.moved = (math.nan,math.nan),0.
+        self.first_means,self.first_teacher = (math.nan,math.nan),[]
         if not rank_distrib():
             with no_random_change():
                 set_seed(self.seed)
@@ -307,8 +307,9 @@ class Alarms(FitCallback):
         self.raised,self.looks = [Alarm(**o) for o in state['raised']],[AttrDict(o) for o in state['looks']]
 
     def teacher_weights(self):
+        "Some of each, by which it is seen whether it moves"
         model = get_model(self.learn.model)
-        return [p.clone() for p in model.encoder_k.module.parameters()] if hasattr(model, 'encoder_k') else []
+        return [some_numbers(p, 64) for p in model.encoder_k.module.parameters()] if hasattr(model, 'encoder_k') else []
 
     def state(self, epoch):
         "What the checks look at"
@@ -317,8 +318,7 @@ class Alarms(FitCallback):
         s.update(epoch=epoch, learn=self.learn, cb=self.cb, images=self.images, bs=getattr(self.learn.dls.train, 'bs', None) or self.n,
                  total=dataset_len(self.learn.dls.train), terms={k:float(v) for k,v in getattr(self.cb, 'terms', {}).items()},
                  loss=half(self.losses), trivial=half(self.trivials), step_size=self.step_size())
-        self.moved = max(self.moved, sum((a-b).abs().sum().item() for a,b in zip(self.first_teacher, self.teacher_weights())))
-        s.teacher_moved = self.moved
+        s.teacher_moved = sum((a-b).abs().sum().item() for a,b in zip(self.first_teacher, self.teacher_weights()))
         if epoch == 0: self.first_means = [torch.stack(o).mean().item() if o else math.nan for o in (self.losses, self.trivials)]
         s.first_loss,s.first_trivial = self.first_means
         self.looks.append(s)

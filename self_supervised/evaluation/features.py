@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['knn_predict', 'knn_accuracy', 'n_inputs', 'label_of', 'get_features', 'embed', 'is_labelled', 'learner_unsup',
-           'learner_knn', 'item_labels', 'FeatureSample', 'SampleMetric', 'KNN', 'fit_probe', 'LinearProbe', 'spread']
+           'classes_only', 'learner_knn', 'item_labels', 'FeatureSample', 'SampleMetric', 'KNN', 'fit_probe',
+           'LinearProbe', 'spread']
 
 # %% ../../nbs/70_evaluation.features.ipynb #5716090d
 from contextlib import nullcontext
@@ -198,6 +199,10 @@ def learner_unsup(learn:Learner, unsup_class_id:int|None=None) -> int|None:
     "Label of the unlabelled images: the one given, else the method's, else that of `unsup` in the vocabulary"
     unsup = ifnone(unsup_class_id, first(getattr(o, 'unsup_class_id', None) for o in learn.cbs if isinstance(o, SSLCallback)))
     return ifnone(unsup, getattr(label_vocab(learn.dls), 'o2i', {}).get('unsup'))
+
+def classes_only(learn:Learner, y:Tensor|None) -> Tensor|None:
+    "Labels with -1 in place of that of the unlabelled images"
+    return y if y is None or not is_class(y.flatten()[0]) else torch.where(is_labelled(y, learner_unsup(learn)), y, -1)
 
 def learner_knn(
     learn:Learner,

@@ -187,29 +187,31 @@ def ssl_metrics(
     return res + [LossTerm(cb, o) for o in getattr(cb, 'term_names', ()) if not isinstance(cb, TermsMixin)]
 
 # %% ../../nbs/72_evaluation.health.ipynb #f34a8241
-def training_batch(learn:Learner, n:int) -> tuple: # Images (n, C, H, W), and their labels or None
+def training_batch(learn:Learner, n:int, with_texts:bool=False) -> tuple: # Images (n, C, H, W), their labels or None, and tokens if asked
     "At most `n` training images; a loader that is not fastai's gives at most its batch"
     dl = getattr(learn.dls.train, 'dl', learn.dls.train)                      # a `DistributedDL` holds the loader
     b = dl.new(bs=n, drop_last=False, num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
     b = learn._set_device(b)
     y = label_of(b, n_inputs(learn))
-    return b[0][:n],y[:n].as_subclass(Tensor).cpu() if isinstance(y, Tensor) else None
+    res = b[0][:n],y[:n].as_subclass(Tensor).cpu() if isinstance(y, Tensor) else None
+    return (*res,b[1][:n]) if with_texts else res
 
 def view_embeddings(
     learn:Learner, # A learner with one of the methods
     n:int|Tensor=64, # How many training images, or the images (n, C, H, W) themselves
     projected:bool=True, # Embeddings behind the projector; False gives the encoder's features
     seed:int=0 # Draws images and views
-) -> tuple: # Embeddings (V, n, d) on the CPU, the V batches of views (n, C, H, W), labels or None
+) -> tuple: # Embeddings (V, n, d) on the CPU, of texts last; the batches of views (n, C, H, W); labels or None
     "Embeddings of every view of some training images, in evaluation mode; training is not disturbed"
     if not isinstance(n, Tensor) and not (isinstance(n, int) and n > 0):
         raise ValueError(f"n must be a number of images of at least 1, or a batch of them, got {n!r}")
     cb,model = learner_method(learn),get_model(learn.model)
     with no_random_change(), evaluating(model):
         set_seed(seed)
-        x,y = (n,None) if isinstance(n, Tensor) else training_batch(learn, n)
+        x,y,*texts = (n,None) if isinstance(n, Tensor) else training_batch(learn, n, cb.n_inp > 1)
         views = make_views(cb.aug_pipelines, x)
         xs,order = group_views([v.as_subclass(Tensor) for v in views])
         z = embed_views(model.encoder, *xs)
-        z = in_view_order((model.projector(z) if projected else z).float(), order)
-    return z.view(len(views), len(x), -1).cpu(),views,y
+        z = in_view_order((model.projector(z) if projected else z).float(), order).view(len(views), len(x), -1)
+        if projected and texts: z = torch.cat([z, model.embed_texts(texts[0])[None].float()])
+    return z.cpu(),views,y

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from fastai.vision.all import *
 from ..augmentations import no_random_change
 from ..images import read_image
+from .features import label_of, n_inputs
 
 # %% ../../nbs/71_evaluation.neighbours.ipynb #127bb867
 def nearest(
@@ -50,7 +51,7 @@ def _image(images, i):
     "Image `i` of a data set, of files or of a batch, and its label, if it has one"
     with no_random_change(): o = images[i]
     if isinstance(o, (str,Path)): o = read_image(o)
-    return o[:2] if isinstance(o, (tuple,list)) and len(o) > 1 else (o[0] if isinstance(o, (tuple,list)) else o,None)
+    return (o[0] if isinstance(o, (tuple,list)) else o),label_of(o, n_inputs(images))
 
 def show_nearest(
     images:object, # Data set, list of files or batch of images; in the order of `features`
@@ -80,5 +81,6 @@ def show_nearest(
             if not j: wanted = y
             title = f"{'image ' + str(q) if not j else format(sims[j-1], '.2f')}" + (f"\n{y}" if y is not None else '')
             show_image(im, ctx=ax[j], cmap='gray')
-            ax[j].set_title(title, fontsize=8, color='red' if y != wanted else 'black')
+            known = not {y, wanted} & {'unsup', -1, None}
+            ax[j].set_title(title, fontsize=8, color='red' if known and y != wanted else 'black')
     return axs

@@ -17,7 +17,7 @@ from fastai.vision.all import *
 from ..augmentations import ToImageBatch, decode_views, no_random_change, whole_views
 from ..callback import SSLCallback, replacing
 from ..data import label_vocab
-from .features import _channels, _how_trained, get_features
+from .features import _channels, _how_trained, classes_only, get_features
 from .health import learner_method, view_embeddings
 from .neighbours import _image
 from ..images import read_image
@@ -184,7 +184,8 @@ def plot_map(
 
 def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax:plt.Axes|None=None) -> plt.Axes:
     "t-SNE map of a learner's features, coloured by class if they have one"
-    return plot_map(*get_features(learn, ds_idx), 'tsne', label_vocab(learn.dls), n=n, seed=seed, ax=ax)
+    x,y = get_features(learn, ds_idx)
+    return plot_map(x, classes_only(learn, y), 'tsne', label_vocab(learn.dls), n=n, seed=seed, ax=ax)
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #bd571be7
 def attention_maps(

@@ -23,6 +23,7 @@ from .health import *
 from .alarms import *
 from .protocol import *
 from .pictures import *
+from .retrieval import embeddings, retrieval
 
 # %% ../../nbs/76_evaluation.report.ipynb #7f09ae0b
 _style = '''
@@ -147,8 +148,10 @@ def _verdict(learn) -> str:
     seen,s = '',cb.looks[-1] if cb.looks else {}
     if s:
         when = 'Before the first step' if s.epoch < 0 else 'After the last epoch'
-        seen = (f'{when} the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even; an image was more '
-                f'like its own other view than like that of another image in {_percent(s.auc)} of cases, where 50 % is chance.')
+        seen = f'{when} the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even'
+        if s.auc == s.auc: seen += (f'; an image was more like its own other view than like that of another image in {_percent(s.auc)} of '
+                                    'cases, where 50 % is chance')
+        seen += '.'
     if s and s.trivial > 0 and s.loss == s.loss: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
     return f'<p class="good"><strong>No alarm.</strong> Nothing broke, which does not say that the features are good. {seen}</p>'
 
@@ -216,13 +219,14 @@ def _looks(learn, alarms, n) -> str:
     "Pictures of embeddings and features"
     features,y = get_features(learn)
     vocab,k = label_vocab(learn.dls),min(4, len(features)-1)
+    positives = 'two views of one image' if learner_method(learn).n_inp == 1 else 'an image and its text'
     res = [_picture(lambda: plot_similarities(learn),
-                    'Cosine similarities of training images behind the projector: two views of one image (positives), and views of '
+                    f'Cosine similarities of training images behind the projector: {positives} (positives), and those of '
                     'different images (negatives, among them images of one class)'),
            _picture(lambda: show_nearest(learn.dls.valid_ds, features, min(4, len(features)), k=k),
                     'Validation images drawn at random, left, and those whose features are nearest, with their similarity; red is another '
-                    'class'),
-           _picture(lambda: plot_map(features, y, 'tsne' if len(features) > 10 else 'pca', vocab, n=n),
+                    'class, where both have one'),
+           _picture(lambda: plot_map(features, classes_only(learn, y), 'tsne' if len(features) > 10 else 'pca', vocab, n=n),
                     'Map of validation images by features')]
     looks = getattr(alarms, 'looks', [])
     looks = [looks[i] for i in np.unique(np.linspace(0, len(looks)-1, 8).astype(int))] if looks else []
@@ -230,6 +234,14 @@ def _looks(learn, alarms, n) -> str:
     if looks: res.append(_picture(lambda: plot_spectrum([o.spectrum for o in looks], names),
                                   'Singular values of the features, from before the first step (light) to the last epoch (dark)'))
     return ''.join(res)
+
+def _retrieval(learn) -> str:
+    "Recall among the validation images, beside what guessing would give"
+    images,texts = embeddings(learn)
+    n = len(images)
+    chance = {'guessing':{'R@1':1/n, 'R@5':min(5/n, 1), 'median place':(n+1)/2}}
+    table = pd.concat([retrieval(images, texts), pd.DataFrame(chance).T]).rename_axis('direction')
+    return _table(table, f'Share of {n} validation images that find their own text first, or among the first five, and back')
 
 def _evaluation(o:Evaluation, cb) -> str:
     "All figures, a column for each of the features, and how they were made"
@@ -265,6 +277,7 @@ def report(self:Learner,
     why = 'No evaluation was asked for.'
     if not labelled: why = 'There are no labels to evaluate with: look at the neighbours and the map below.'
     sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else f'<p>{why}</p>'
+    if cb.n_inp > 1: sections['Retrieval'] = _retrieval(self)
     sections['Course of training'] = _course(rows, evaluation)
     sections['Views'] = '<p>What the method makes of images: each row is an image, each column a view.</p>' + _picture(
         lambda: cb.show(n=5), 'Views of five training images, as the loss sees them')

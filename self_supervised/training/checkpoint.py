@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'is_plain', 'checksum', 'get_rng', 'set_rng', 'is_stream', 'not_exact', 'write_checkpoint', 'read_checkpoint',
-           'checkpoints', 'of_epochs', 'only_writer', 'deaf_workers', 'on_sigterm', 'describe', 'same_plan', 'plan',
-           'training_state', 'Checkpoint', 'Resumed']
+           'checkpoints', 'of_epochs', 'only_writer', 'deaf_workers', 'on_sigterm', 'describe', 'settings_of',
+           'same_plan', 'plan', 'training_state', 'Checkpoint', 'Resumed']
 
 # %% ../../nbs/82_training.checkpoint.ipynb #a3fd9d81
 import random, signal, threading, time, warnings
@@ -20,6 +20,7 @@ from fastai.vision.all import *
 from fastprogress.fastprogress import format_time
 from ..callback import *
 from ..collectives import *
+from ..data import label_vocab
 from ..processes import dataset_len, some_numbers
 
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
@@ -194,10 +195,19 @@ def on_sigterm(f:callable):
 
 # %% ../../nbs/82_training.checkpoint.ipynb #c0d49171
 def describe(learn:Learner) -> dict:
-    "What must be the same for training to go on"
+    "What must be the same for training to go on: shapes, and what numbers of classes and words mean"
     cb,model = first(learn._grab_cbs(SSLCallback)),get_model(learn.model)
+    fs = [f for tl in getattr(learn.dls.train_ds, 'tls', ()) for f in tl.tfms.fs] if len(learn.dls.loaders) else []
+    vocab = label_vocab(learn.dls)
     return plain(dict(method=type(cb).__name__, K=getattr(cb, 'K', None), optimizer=len(learn.opt.hypers) if learn.opt else None,
+                      classes=vocab if vocab is None else list(map(str, vocab)), words=first(m for f in fs if (m := getattr(f, 'meaning', None))),
                       model={k:list(v.shape) for k,v in model.state_dict().items()}))
+
+def settings_of(learn:Learner) -> dict:
+    "What may be changed in the middle of a training, but not unsaid: arguments and views of the method, as text"
+    cb = first(learn._grab_cbs(SSLCallback))
+    if cb is None: return {}
+    return {**cb.arguments(), **{f'view {i+1}':str(p) for i,p in enumerate(cb.aug_pipelines)}}
 
 def _pack(o:list) -> Tensor:
     "A number a step, of millions of steps, as one tensor"
@@ -235,7 +245,7 @@ def training_state(cb:Callback, # A `Checkpoint`
     learn = cb.learn
     rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
     scaler = getattr(learn, 'scaler', None)
-    res = dict(ssl_checkpoint=_version, meta=describe(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
+    res = dict(ssl_checkpoint=_version, meta=describe(learn), settings=settings_of(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
                n_steps=cb.n_steps, times=cb.times, trained=False,
                epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter,
                model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
@@ -535,12 +545,17 @@ def resume(self:Learner,
     if self.opt is None: self.create_opt()
     here,there = describe(self),state['meta']
     for k,v in here.items():
+        if k in ('classes','words') and v != there[k]:
+            raise ValueError(f"resume: the {k} are not those of the checkpoint {f}, so that their numbers would mean something else: "
+                             f"{there[k]} there, {v} here. Put the table of labels or texts back as it was, or start a new training")
         if k != 'model' and v != there[k]:
             raise ValueError(f"resume: the checkpoint {f} has {k} {there[k]}, this learner {v}: make the learner as it was")
     diff = [k for k in {**here['model'], **there['model']} if here['model'].get(k) != there['model'].get(k)]
     if diff:
         raise ValueError(f"resume: the checkpoint {f} is of another architecture: {len(diff)} tensors differ, first {diff[0]}: "
                          f"{there['model'].get(diff[0])} there, {here['model'].get(diff[0])} here")
+    changed = [f"{k} was {v}, and is {now}" for k,v in state['settings'].items() if (now := settings_of(self).get(k)) != v]
+    if changed: warn(f"resume: training goes on from {f.name} with other settings: {'; '.join(changed)}")
     if hasattr(self, 'resumed'): self.resumed.leave()                         # of an earlier call
     get_model(self.model).load_state_dict(state['model'])
     return self.add_cb(Resumed(state, f.name, exact))

@@ -8,7 +8,8 @@ __all__ = ['digit_names', 'digit_templates', 'Tokens', 'Words', 'TextTransformer
            'CLIPMOCO', 'digit_words', 'captioned_digits_dls', 'captioned_dls', 'text_tokens', 'text_tower']
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190002
-import inspect, warnings
+import inspect, json, warnings
+from xxhash import xxh3_64_hexdigest
 from fastai.vision.all import *
 from ..augmentations import *
 from ..callback import *
@@ -28,6 +29,12 @@ class Tokens(DisplayedTransform):
     ):
         if length < 1: raise ValueError(f"length must be at least 1, got {length!r}")
         store_attr()
+    @property
+    def meaning(self) -> str:
+        "A few letters that are others if the numbers mean other words"
+        t = self.tokenizer
+        vocab = first(o for o in (getattr(t, 'number', None), getattr(t, 'get_vocab', dict)()) if o)
+        return f"{type(t).__name__} {xxh3_64_hexdigest(json.dumps(vocab, sort_keys=True).encode())}, {self.length} long"
     def encodes(self, o:str|list|tuple) -> Tensor:
         text = random.choice(o) if is_listy(o) else o
         if hasattr(self.tokenizer, 'context_length'): ids = self.tokenizer(text)[0].tolist()            # open_clip's, with its marks

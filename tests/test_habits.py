@@ -1,0 +1,246 @@
+"Data and habits of strangers: labels of every kind, texts without words, images that are none, weights that are no numbers, caches that others cut."
+import math, shutil
+
+import numpy as np, pandas as pd, PIL.Image, pytest, torch, warm
+from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
+from kit import METHODS, dls_of, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
+from self_supervised.cli import ssl_pretrain
+from self_supervised.evaluation.alarms import Alarms
+from self_supervised.evaluation.retrieval import places
+from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, Words, captioned_dls, classifier_learner, create_encoder, decoded_once, evaluate, folder_dls, get_features,
+                                        knn_accuracy, labelled_dls, learner_knn, plot_embedding, save_encoder, show_nearest)
+from self_supervised.training.checkpoint import checkpoints, read_checkpoint
+
+# labels
+
+@each
+def test_two_labels(name):
+    "The first counts, whoever asks"
+    def second(i): return 'xyz'[i//3%3]
+    n_inp = METHODS[name].cb.n_inp
+    tfms = [[image], *[[text, tokens]]*(n_inp-1), [lambda i: 'ab'[i%2], Categorize()], [second, Categorize()]]
+    dls = Datasets(range(45), tfms, splits=(list(range(33)), list(range(33,45))), n_inp=n_inp).dataloaders(bs=8, num_workers=0, device='cpu')
+    learn = make(name, dls, **({'unsup_class_id':0} if 'unsup_class_id' in METHODS[name].args else {}))
+    learn.metrics = KNN(unsup_class_id=7)
+    fit(learn)
+    assert math.isfinite(learn.final_record[-1]) and get_features(learn)[1].tolist() == [i%2 for i in range(33,45)]
+    if name != 'sim_clr': return
+    assert evaluate(learn, labels=(1,), Cs=(1.,)).protocol['own images']['classes'] == 2
+    assert list(classifier_learner(learn).dls.vocab) == ['a','b'] and list(labelled_dls(dls).vocab) == ['a','b']
+
+@pytest.mark.parametrize('unlabelled', [-1, 2])
+def test_unlabelled_images_in_plain_lists(unlabelled):
+    "Whose labels come with the image: neither in the bank nor among the targets"
+    ys = [i%2 if i%3 else unlabelled for i in range(36)]
+    learn = make('sup_con', loaders('sup_con', [(image(i), torch.tensor(y)) for i,y in enumerate(ys)]), loss_func=noop, unsup_class_id=unlabelled)
+    learn.metrics = KNN()
+    fit(learn)
+    (bank,y),(x,t) = get_features(learn, 0),get_features(learn, 1)
+    want = knn_accuracy(bank[y != unlabelled], y[y != unlabelled], x[t != unlabelled], t[t != unlabelled])
+    assert learn.final_record[-1] == learner_knn(learn) == want
+
+def pictures(folder, n=12, size=40, name='{}.png'):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n): PIL.Image.fromarray(np.random.default_rng(i).integers(0, 255, (size,size,3), dtype=np.uint8)).save(folder/name.format(i))
+    return folder
+
+@pytest.mark.parametrize('na', ['NA','n/a','#N/A'])
+def test_a_class_called_na(na, tmp_path):
+    "Is a class, as only `no_label` names those that are none"
+    pictures(tmp_path/'p')
+    pd.DataFrame([(f'{i}.png', [na,'iron'][i%2]) for i in range(10)]+[('10.png','')], columns=['file','metal']).to_csv(tmp_path/'t.csv', index=False)
+    dls = folder_dls(tmp_path/'p', 32, labels=tmp_path/'t.csv', bs=2, num_workers=0)
+    assert set(dls.vocab) == {na,'iron','unsup'}
+
+def test_several_classes_for_an_image(tmp_path):
+    "Pass through the decoded cache, and are refused where one class is needed"
+    files = sorted(pictures(tmp_path/'p').iterdir())
+    ds = Datasets(files, [[lambda o: PIL.Image.open(o)],[lambda o: ['a','b'][:1+int(o.stem)%2], MultiCategorize(['a','b']), OneHotEncode(2)]], splits=(range(8),range(8,12)))
+    dls = decoded_once(ds, tmp_path/'c', 32).dataloaders(bs=4, num_workers=0, device='cpu', after_item=[ToTensor])
+    assert dls.one_batch()[1].shape[0] == 4
+    with pytest.raises(ValueError, match='one class for each image'): labelled_dls(dls)
+
+def test_unlabelled_images_in_pictures():
+    "They are no class of the map, and neighbours without a label are not called another class"
+    learn = fitted('sup_con')
+    ax = plot_embedding(learn)
+    assert 'no label' in [o.get_text() for o in ax.get_legend().get_texts()]
+    axs = show_nearest(learn.dls.valid_ds, get_features(learn)[0], [0,1,2], k=4)
+    for ax in axs.flat:
+        if 'unsup' in ax.get_title(): assert ax.title.get_color() == 'black'
+
+# texts
+
+@pytest.mark.parametrize('name', [n for n,o in METHODS.items() if o.cb.n_inp == 2])
+def test_a_text_without_words(name):
+    "Has a finite feature, and ruins neither weights nor queue"
+    items = [(image(i), tokens('???' if i == 3 else text(i)[0])) for i in range(16)]
+    dls = DataLoaders(*[TfmdDL(items, bs=8, num_workers=0) for _ in range(2)])
+    dls.n_inp = 2
+    learn = fit(make(name, dls, loss_func=noop), 2)
+    assert all(v.isfinite().all() for v in learn.model.state_dict().values() if v.is_floating_point())
+    assert torch.isfinite(torch.stack(list(learn.recorder.losses))).all()
+
+# what is no number
+
+def test_nothing_is_made_of_nan(tmp_path):
+    bad = create_encoder('test_resnet', False)
+    torch.nn.init.constant_(next(bad.parameters()), math.nan)
+    with pytest.raises(ValueError, match='NaN or infinite'): get_features(bad, make_dls().valid)
+    with pytest.raises(ValueError, match='NaN or infinite'): save_encoder(bad, tmp_path/'e.safetensors')
+    assert not (tmp_path/'e.safetensors').exists()
+    z = torch.randn(8, 4)
+    with pytest.raises(ValueError, match='1 of 8 embeddings'): places(z, torch.where(torch.arange(8)[:,None] == 3, math.nan, z))
+
+class Breaks(Callback):
+    "The weights are no numbers, from the second epoch on"
+    def after_train(self):
+        if self.epoch: torch.nn.init.constant_(next(self.model.encoder.parameters()), math.nan)
+
+@pytest.mark.parametrize('name', ['sim_clr','moco'])
+def test_nan_replaces_no_checkpoint(name, tmp_path):
+    learn = make(name, cbs=[Checkpoint(tmp_path, every=1, keep=1), Breaks()])
+    with pytest.warns(UserWarning, match='no checkpoint is written any more(.|\n)*epoch'): fit(learn, 3)
+    for f in checkpoints(tmp_path): assert all(v.isfinite().all() for v in read_checkpoint(f)['model'].values() if v.is_floating_point())
+    fit(make(name).resume(tmp_path), 3)
+
+def test_a_command_that_ends_in_nan(tmp_path, monkeypatch):
+    "Ends with an error, and writes no encoder"
+    import self_supervised.cli as cli
+    real = cli.pretraining_learner
+    monkeypatch.setattr(cli, 'pretraining_learner', lambda *a, **kw: real(*a, **kw).add_cb(Breaks()))
+    with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(ValueError, match='NaN or infinite'):
+        ssl_pretrain('digits', out=tmp_path/'o', arch='test_resnet', epochs=2, bs=256, precision='fp32', no_report=True)
+    assert not (tmp_path/'o'/'encoder.safetensors').exists() and checkpoints(tmp_path/'o'/'checkpoints')
+
+# batches
+
+@pytest.mark.parametrize('item,said', [
+    (lambda i: ([torch.rand(3,24,24)]*2, 0), 'a list of 2'), (lambda i: dict(image=torch.rand(3,24,24)), 'dictionar'), (lambda i: (torch.rand(24,24), 0), 'axis for the channels'),
+    (lambda i: (torch.rand(3,4,24,24), 0), 'clips'), (lambda i: (torch.rand(24,34,3), 0), 'channels come last'), (lambda i: (torch.rand(7), 0), 'no images'),
+    (lambda i: (torch.rand(3,24,24).double(), 0), 'float32')], ids=['views','dictionary','no channels','clips','channels last','vectors','double'])
+@pytest.mark.parametrize('name', ['sim_clr','moco'])
+def test_batches_that_are_no_images(name, item, said):
+    dl = torch.utils.data.DataLoader([item(i) for i in range(16)], 8)
+    with pytest.raises((ValueError,TypeError), match=said): fit(make(name, DataLoaders(dl, dl, device='cpu'), loss_func=noop))
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_models_of_other_types(dtype):
+    learn = make('sim_clr')
+    learn.model.to(dtype)
+    with pytest.raises(TypeError, match=r'model\.float\(\)'): fit(learn)
+
+@pytest.mark.parametrize('cbs', [[], [Alarms()], ['checkpoint']])
+@pytest.mark.parametrize('name', ['sim_clr','moco'])
+def test_no_batch(name, cbs, tmp_path):
+    "A loader that drops all it has, and files that are gone in the middle of training"
+    cbs = [Checkpoint(tmp_path) if o == 'checkpoint' else o for o in cbs]
+    data = [(image(i), torch.tensor(0)) for i in range(16)]
+    dl = torch.utils.data.DataLoader(data, 64, drop_last=True)
+    with pytest.raises(ValueError, match='no batch of bs=64, as it has 16 images'): fit(make(name, DataLoaders(dl, dl), loss_func=noop, cbs=cbs))
+
+def test_files_that_are_gone_in_the_middle(tmp_path):
+    "End the training with an error, not with epochs of nothing"
+    pictures(tmp_path/'p', 24)
+    dls = folder_dls(tmp_path/'p', 32, bs=4, num_workers=0)
+    class Gone(Callback):
+        def after_epoch(self):
+            for f in (tmp_path/'p').iterdir(): f.write_bytes(b'')
+    learn = make('sim_clr', dls, cbs=[Checkpoint(tmp_path/'c'), Gone()])
+    with pytest.warns(UserWarning, match='is skipped'), pytest.raises(ValueError, match='no batch of the training loader could be read'): fit(learn, 4)
+    assert [read_checkpoint(f)['epoch'] for f in checkpoints(tmp_path/'c')] == [1]
+
+# the cache
+
+@pytest.mark.parametrize('how', ['cut','gone','other','journal'])
+def test_a_cache_that_was_damaged(how, tmp_path):
+    "It is checked against what it says it holds, whatever was cached after it"
+    a,b = pictures(tmp_path/'a'),tmp_path/'b'
+    b.mkdir()
+    for i in range(12): PIL.Image.new('RGB', (40,40), (i*20,0,0)).save(b/f'{i}.png')
+    def images(folder):
+        ds = folder_dls(folder, 32, valid=.5, bs=2, cache=tmp_path/'c').train_ds
+        return {f.name:np.asarray(o[0]) for f,o in zip(ds.items, ds)}
+    want = images(a)
+    pixels,journal = next((tmp_path/'c').iterdir())/'images.bin',next((tmp_path/'c').iterdir())/'images.jsonl'
+    if how == 'cut': pixels.write_bytes(pixels.read_bytes()[:5*3*32*32+7])
+    if how == 'gone': pixels.unlink()
+    if how == 'other': pixels.write_bytes(bytes(pixels.stat().st_size))
+    if how == 'journal': journal.write_bytes(journal.read_bytes()[:100]+b'\xff\xfe{{'+journal.read_bytes()[100:])
+    images(b)
+    again = images(a)
+    assert want.keys() == again.keys() and all((want[k] == again[k]).all() for k in want)
+
+# going on
+
+class Counts(Callback):
+    "A user's callback that counts, and says what has to go on"
+    n = 0
+    def after_step(self): self.n += 1
+    def state_dict(self): return dict(n=self.n)
+    def load_state_dict(self, s): self.n = s['n']
+
+@pytest.mark.parametrize('name', ['moco','vic_reg','clip'])
+@pytest.mark.parametrize('at', [(1,1), (2,0)])
+def test_what_callbacks_have_seen_goes_on(name, at, tmp_path):
+    "Alarms, their history, durations and the counts of others are as without an interrupt"
+    class Stop(Callback):
+        order = 200
+        def before_batch(self):
+            if self.training and (self.epoch,self.iter) == at: raise KeyboardInterrupt
+    def learner(*cbs): return make(name, cbs=[Alarms(min_steps=1), Counts(), *cbs])
+    whole,left = fit(learner(), 4),learner(Checkpoint(tmp_path, every=1), Stop())
+    with pytest.raises(KeyboardInterrupt): fit(left, 4)
+    again = fit(learner().resume(tmp_path), 4)
+    assert same(state(whole), state(again)) and whole.alarms.raised == again.alarms.raised and again.counts.n == whole.counts.n
+    a,b = ([{k:v for k,v in row.items() if v == v} for row in o.alarms.history.to_dict('records')] for o in (whole, again))
+    assert all(x.keys() == y.keys() and all(x[k] == pytest.approx(y[k], rel=1e-5) for k in x) for x,y in zip(a, b, strict=True))
+
+def test_names_of_checkpoints(tmp_path):
+    "In the order of their numbers; other files are neither read nor removed"
+    fit(make('moco', cbs=[Checkpoint(tmp_path, keep=1)]))
+    f = checkpoints(tmp_path)[-1]
+    for o in ('999999-epoch1-batch0.ckpt','1000000-epoch2-batch0.ckpt','000001-epoch1-batch0 good.ckpt','20261130-epoch1-batch0-mine.ckpt','notes.ckpt'): shutil.copy(f, tmp_path/o)
+    assert [o.name for o in checkpoints(tmp_path)][-2:] == ['999999-epoch1-batch0.ckpt','1000000-epoch2-batch0.ckpt']
+    with pytest.warns(UserWarning): fit(make('moco', cbs=[Checkpoint(tmp_path, keep=1)]))
+    assert {'000001-epoch1-batch0 good.ckpt','20261130-epoch1-batch0-mine.ckpt','notes.ckpt'} <= {o.name for o in tmp_path.iterdir()}
+
+@pytest.mark.parametrize('what', ['classes','words'])
+def test_numbers_that_mean_something_else(what, tmp_path):
+    "A training does not go on with other classes or words under the same numbers"
+    folder,name = pictures(tmp_path/'p', 16),'sup_con' if what == 'classes' else 'clip'
+    def learner(names, *cbs):
+        def of(f): return names[int(f.stem)%4]
+        if what == 'classes': dls = folder_dls(folder, 32, labels=of, bs=4, num_workers=0)
+        else: dls = captioned_dls(folder, lambda f: f'{of(f)} number {f.stem}', size=32, bs=4, num_workers=0)
+        return make(name, dls, cbs=cbs, **({'unsup_class_id':None} if what == 'classes' else {}))
+    fit(learner(['cat','dog','fish','owl'], Checkpoint(tmp_path/'c')))
+    again = learner(['zebra','dog','fish','owl'])
+    before = state(again)
+    with pytest.raises(ValueError, match=f'the {what} are not those'): again.resume(tmp_path/'c')
+    assert same(before, state(again))
+    learner(['cat','dog','fish','owl']).resume(tmp_path/'c')
+
+def test_other_settings_are_said(tmp_path):
+    fit(make('sim_clr', cbs=[Checkpoint(tmp_path)]))
+    with pytest.warns(UserWarning, match=r'temp was 0\.1, and is 0\.5'): make('sim_clr', temp=.5).resume(tmp_path)
+    with pytest.warns(UserWarning, match='view 1 was'): make('sim_clr', size=12).resume(tmp_path)
+
+def skip_in_one(folder, out):
+    from accelerate import Accelerator
+    Accelerator(cpu=True)
+    dls = folder_dls(folder, 24, bs=4, num_workers=0)
+    learn = make('moco', dls)
+    with learn.distrib_ctx(sync_bn=False, cpu=True): fit(learn, 2)
+    (out/f'{rank_distrib()}-{len(learn.recorder.losses)}').touch()
+
+def test_a_broken_image_in_one_of_two_processes(tmp_path):
+    "Is replaced by the next one, so that both have as many batches"
+    f = pictures(tmp_path/'p', 40, name='{:03}.png')/'009.png'
+    b = bytearray(f.read_bytes())
+    b[b.find(b'IDAT')+300] ^= 255
+    f.write_bytes(b)
+    (tmp_path/'out').mkdir()
+    warm.group(skip_in_one, tmp_path/'p', tmp_path/'out', timeout=90)
+    a,b = sorted(o.name.split('-') for o in (tmp_path/'out').iterdir())
+    assert a[1] == b[1]
