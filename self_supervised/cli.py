@@ -584,6 +584,7 @@ def ssl_finetune(
 
     ssl_finetune photos --encoder runs/photos-simclr/encoder.safetensors --labels labels.csv --out runs/classifier"""
     out = Path(out or f'runs/{Path(path).resolve().name}-classifier')
+    if (out/'training.json').exists(): raise ValueError(f"out: {out} holds a pretraining, whose files would be replaced: give another --out")
     enc,info = load_encoder(encoder),encoder_info(encoder)
     set_seed(seed)
     dls = _encoder_data(path, info, bs, labels, cols, n_labels, *_split(path, [encoder], valid, seed), cache, encoder)

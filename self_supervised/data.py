@@ -143,6 +143,7 @@ def _table_rows(df, files, root, cols, what):
     "File and value of each row of a table, from a column of names and one of values, which an error calls `what`"
     if not isinstance(df, pd.DataFrame): df = _read_table(df)
     arg = dict(texts='text_cols').get(what, 'cols')
+    if isinstance(cols, str) or len(cols) != 2: raise ValueError(f"{arg} must be two columns, of file names and of {what}, got {cols!r}")
     missing = [c for c in cols if (c not in df.columns if isinstance(c, str) else c >= df.shape[1])]
     if missing: raise ValueError(f"{arg}: the table has no column {missing[0]!r}, only {list(df.columns)}")
     names,ys = (df[c] if isinstance(c, str) else df.iloc[:,c] for c in cols)

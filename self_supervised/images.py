@@ -54,7 +54,7 @@ def find_images(
         more,linked = _scan(folder, exts, found, others)
         todo += more; links += linked
     if not found:
-        raise ValueError(f"path: there is no image in {str(path)!r}, only files with {dict(others) or 'no name'}; "
+        raise ValueError(f"path: there is no image in {str(path)!r}, {f'only files with {dict(others)}' if others else 'which has no files'}; "
                          f"exts={exts} are the endings that are looked for")
     left = {k:n for k,n in others.items() if k in _other_images}
     if left:

@@ -342,10 +342,29 @@ _loads = re.compile('pretrained|weights|checkpoint|cache|url|file')             
 def _above_0(o): return o is None or type(o) in (int,float) and o > 0
 def _plain(o): return isinstance(o, (str,int,float,bool,type(None))) or isinstance(o, list) and all(map(_plain, o))
 
-def _check_info(info, path, allow_hub):
+def _numbers(o): return [n for v in o for n in _numbers(v)] if isinstance(o, list) else [o] if isinstance(o, (int,float)) else []
+
+def _shapes(path):
+    "Shape of each tensor in a file, without reading them"
+    with safe_open(path, 'pt') as f: return {k:tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+
+def _built_as_in(path, info, shapes):
+    "The encoder that the header of a file describes, first without memory: only one whose tensors are those of the file gets any"
+    def make(): return create_encoder(info['arch'], False, info['n_in'], info.get('pool_type'), **info['kwargs'])
+    try:
+        with torch.device('meta'): there = {k:tuple(v.shape) for k,v in make().state_dict().items()}
+    except (NotImplementedError,RuntimeError): return make()          # of architectures that compute with tensors while they are built
+    diff = [k for k in {**shapes, **there} if shapes.get(k) != there.get(k)]
+    if diff:
+        raise ValueError(f"{len(diff)} of its tensors do not fit {info['arch']}, first {diff[0]}: {shapes.get(diff[0])} in the file, "
+                         f"{there.get(diff[0])} in the architecture")
+    return make()
+
+def _check_info(info, path, allow_hub, shapes):
     "Raise unless a file's header describes an encoder of the libraries' lists, with plain arguments that read nothing"
     def refuse(what): raise ValueError(f"path: the header of {path} {what}")
-    arch,n_in,kwargs,stats,most = info.get('arch'),info.get('n_in'),info.get('kwargs'),info.get('stats'),Path(path).stat().st_size
+    arch,n_in,kwargs,stats = (info.get(k) for k in ('arch','n_in','kwargs','stats'))
+    most = max(2048, len(shapes), *(d for s in shapes.values() for d in s))               # no number of layers, channels or pixels is larger
     if not isinstance(arch, str): refuse(f"names no architecture but {arch!r}")
     if _from_hub(arch) and not allow_hub: refuse(f"names {arch!r}, which is read from elsewhere: allow_hub=True if you trust it")
     if type(n_in) is not int or not 1 <= n_in <= most: refuse(f"has n_in={n_in!r}, which is no number of channels")
@@ -355,13 +374,14 @@ def _check_info(info, path, allow_hub):
     size = info.get('size')
     if size is not None and not (is_listy(size) and len(size) == 2 and all(type(o) is int and 1 <= o <= 10_000 for o in size)):
         refuse(f"has size={size!r}, which is no height and width")
+    if numbers: numbers = all(map(math.isfinite, stats[0])) and all(0 < v < math.inf for v in stats[1])
     if stats is not None and not numbers: refuse(f"has stats={stats!r}, which are no mean and standard deviation")
     reading = ifnone(info.get('reading'), {})
     if not (isinstance(reading, dict) and {*reading} <= {'method','white'} and reading.get('method', 'crop') in ('crop','squish','pad')
             and _above_0(reading.get('white'))):
         refuse(f"has reading={reading!r}, which is no method and white of read_image")
     for k,v in kwargs.items():
-        if isinstance(v, int) and abs(v) > most: refuse(f"has the argument {k}={v!r}, more than the file has bytes")
+        if any(abs(o) > most for o in _numbers(v)): refuse(f"has the argument {k}={v!r}, more than the weights in the file ask for")
         if not _plain(v) or _loads.search(k): refuse(f"has the argument {k}={v!r}, which an encoder file may not set")
 
 def load_encoder(
@@ -373,8 +393,8 @@ def load_encoder(
     info = encoder_info(path)
     if encoder is None:
         if 'arch' not in info: raise ValueError(f"encoder: {path} does not name its architecture, pass a module to load into")
-        _check_info(info, path, allow_hub)
-        try: encoder = create_encoder(info['arch'], False, info['n_in'], info.get('pool_type'), **info['kwargs'])
+        _check_info(info, path, allow_hub, shapes := _shapes(path))
+        try: encoder = _built_as_in(path, info, shapes)
         except Exception as e: raise ValueError(f"path: no encoder can be built from the header of {path}: {e}") from e
     try: getattr(encoder, '_orig_mod', encoder).load_state_dict(load_file(path))
     except RuntimeError as e: raise ValueError(f"path: the weights in {path} do not fit {info.get('arch') or 'the encoder'}: {e}") from e

@@ -1,14 +1,17 @@
 "Data and habits of strangers: labels of every kind, texts without words, images that are none, weights that are no numbers, caches that others cut."
-import math, shutil
+import json, math, resource, shutil
 
 import numpy as np, pandas as pd, PIL.Image, pytest, torch, warm
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
+from safetensors.torch import load_file, save_file
 from kit import METHODS, dls_of, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
-from self_supervised.cli import ssl_pretrain
+from self_supervised.cli import ssl_finetune, ssl_pretrain
 from self_supervised.evaluation.alarms import Alarms
-from self_supervised.evaluation.retrieval import places
-from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, Words, captioned_dls, classifier_learner, create_encoder, decoded_once, evaluate, folder_dls, get_features,
-                                        knn_accuracy, labelled_dls, learner_knn, plot_embedding, save_encoder, show_nearest)
+from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
+from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, Words, captioned_dls, classifier_learner, create_encoder, decoded_once, encoder_info, evaluate, find_duplicates,
+                                        find_outliers, folder_dls, get_features,
+                                        knn_accuracy, labelled_dls, learner_knn, load_encoder, plot_embedding, save_encoder, show_nearest,
+                                        suspicious_labels)
 from self_supervised.training.checkpoint import checkpoints, read_checkpoint
 
 # labels
@@ -244,3 +247,71 @@ def test_a_broken_image_in_one_of_two_processes(tmp_path):
     warm.group(skip_in_one, tmp_path/'p', tmp_path/'out', timeout=90)
     a,b = sorted(o.name.split('-') for o in (tmp_path/'out').iterdir())
     assert a[1] == b[1]
+
+# what is judged by features
+
+@pytest.mark.parametrize('useful', [True,False])
+def test_labels_are_doubted_by_those_who_know(useful):
+    "A classifier that knows little says so and proposes nothing; one that knows names the files"
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(120)%4
+    z = torch.randn(120, 8, generator=g) + useful*6*torch.nn.functional.one_hot(y, 8)
+    wrong = y.clone(); wrong[7] = (y[7]+1)%4
+    files = [f'{i}.jpg' for i in range(120)]
+    if useful:
+        found = suspicious_labels(z, wrong, images=files)
+        assert found.file[0] == '7.jpg' and found.proposed[0] == y[7] and found.attrs['accuracy'] > .9
+    else:
+        with pytest.warns(UserWarning, match='right for .* of 120 labels.*\n?.*nothing is proposed'): found = suspicious_labels(z, wrong, images=files)
+        assert not len(found) and found.attrs['accuracy'] < .5
+
+def test_outliers_among_features_that_are_alike():
+    with pytest.warns(UserWarning, match='nearly the same for all images'): find_outliers(torch.ones(30, 8)+torch.randn(30, 8)*1e-4)
+
+def test_duplicates_are_files(tmp_path):
+    files = sorted(pictures(tmp_path/'p').iterdir())
+    shutil.copy(files[3], tmp_path/'p'/'zz.png')
+    files = [*files, tmp_path/'p'/'zz.png']
+    found = find_duplicates(get_features(create_encoder('test_resnet', False), files, size=32)[0], files, k=5)
+    assert {found.file[0], found.other_file[0]} == {str(files[3]), str(files[-1])}
+
+def test_images_and_texts_in_one_space():
+    learn = fitted('clip')
+    images,texts = embed_images(learn),embed_texts(learn, ['a photo of a a number 1'])
+    assert images.shape == (12,32) and texts.shape == (1,32) and get_features(learn)[0].shape[1] != 32
+    with pytest.raises(ValueError, match='no tower for texts'): embed_images(fitted('sim_clr'))
+
+# files of encoders
+
+@pytest.mark.parametrize('kwargs', [dict(depth=1_000_000), dict(depth=5000), dict(img_size=[10**6,10**6]), dict(embed_dim=10**7), dict(mlp_ratio=1e9), dict(num_heads=[10**7])])
+def test_a_header_that_asks_for_all_memory(kwargs, tmp_path):
+    "Is refused before anything of it is built"
+    enc = create_encoder('vit_tiny_patch16_224', False, img_size=32, depth=1, embed_dim=24, num_heads=2)
+    path = save_encoder(enc, tmp_path/'e.safetensors')
+    info = {k:v for k,v in encoder_info(path).items() if k != 'version'}
+    info['kwargs'] = {**info['kwargs'], **kwargs}
+    save_file(load_file(path), tmp_path/'x.safetensors', {'self_supervised':'0', 'encoder':json.dumps(info)})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match='x.safetensors'): load_encoder(tmp_path/'x.safetensors')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000                       # kB
+    assert torch.equal(load_encoder(path).eval()(torch.ones(1,3,32,32)), enc.eval()(torch.ones(1,3,32,32)))
+
+@pytest.mark.parametrize('stats', [[[.5]*3,[0.]*3], [[float('nan')]*3,[.2]*3], [[.5]*3,[-.1]*3]])
+def test_statistics_that_cannot_be(stats, tmp_path):
+    path = save_encoder(create_encoder('test_resnet', False), tmp_path/'e.safetensors', ([.5]*3,[.2]*3))
+    save_file(load_file(path), tmp_path/'x.safetensors', {'self_supervised':'0', 'encoder':json.dumps({**encoder_info(path), 'stats':stats})})
+    with pytest.raises(ValueError, match='stats'): load_encoder(tmp_path/'x.safetensors')
+
+# arguments and folders
+
+def test_columns_and_folders(tmp_path):
+    with pytest.raises(ValueError, match='which has no files'): folder_dls(tmp_path)
+    pictures(tmp_path/'p')
+    table = pd.DataFrame(dict(file=[f'{i}.png' for i in range(12)], label=['a','b']*6))
+    with pytest.raises(ValueError, match="cols must be two columns.*'label'"): folder_dls(tmp_path/'p', 32, labels=table, cols='label')
+
+def test_one_command_does_not_replace_what_another_wrote(tmp_path):
+    (tmp_path/'training.json').write_text('{}')
+    (tmp_path/'metrics.csv').write_text('old')
+    with pytest.raises(ValueError, match='holds a pretraining'): ssl_finetune('digits', tmp_path/'e.safetensors', out=tmp_path)
+    assert (tmp_path/'metrics.csv').read_text() == 'old'
