@@ -66,7 +66,7 @@ dist: .venv/.ready
 	$(BIN)/python -m build -q
 
 # The wheel in an empty environment runs the README; LOWEST=1 does so with the oldest versions that are supported.
-lowest := torch==2.6.0 torchvision==0.21.0 fastai==2.8.9 timm==1.0.15 kornia==0.8.0 safetensors==0.4.5 filelock==3.12.0 xxhash==3.0.0 pyarrow==15.0.0
+lowest := torch==2.6.0 torchvision==0.21.0 fastai==2.8.9 timm==1.0.15 kornia==0.8.0 safetensors==0.4.5 filelock==3.12.0 xxhash==3.0.0 pyarrow==15.0.0 tifffile==2023.1.23.1
 dist-check: dist
 	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; $(PYTHON) -m venv $$d/env; \
 	$$d/env/bin/pip install -q "$$(ls dist/*.whl)[distributed]" scikit-image $(if $(LOWEST),$(lowest)); \

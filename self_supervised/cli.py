@@ -157,7 +157,7 @@ def read_images(
     cache:str|Path|None=None, # Folder of decoded images, of a folder
     workers:int|None=None, # Processes that read images, of a folder; None leaves it to fastai
     seed:int=42, # Draws what is held out
-    method:str='crop', white:float|None=None, # How the files of a folder become images of one size, as in `read_image`
+    method:str='crop', white:float|tuple|None=None, # How the files of a folder become images of one size, as in `read_image`
     texts:str|Path|None=None, text_cols:str|None=None # A table of texts and its two columns, of a folder
 ) -> DataLoaders:
     "Loaders of a folder of images, or of a data set that is here"
@@ -230,6 +230,11 @@ def encoder_shape(enc:nn.Module) -> dict: # For `suggest`
 # %% ../nbs/60_cli.ipynb #94c04a79
 _path = Annotated[str, "Folder of images, searched with all its subfolders; or `digits` or `fashion-mnist`, which are here"]
 _method = Annotated[str, "How to train", dict(choices=list(methods))]
+def _white(o):
+    "A value, or two: black and white"
+    values = [float(v) for v in str(o).split(',')]
+    return values if len(values) > 1 else values[0]
+
 _precision = Annotated[str, "bf16 where it is measured to be faster (auto), or always, or never", dict(choices=['auto','fp32','bf16'])]
 _settings = Annotated[str, "Settings by name, as NAME=VALUE", dict(nargs='+', action='extend', metavar='NAME=VALUE')]
 
@@ -246,7 +251,7 @@ def ssl_views(
     n:int=4, # Images
     out:Path=Path('views.png'), # Picture to write
     n_in:int=3, # Channels of the images of a folder
-    white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits
+    white:_white=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; or black and white, as in --white=-1024,3000
     set:_settings=None, # Settings of the views
     seed:int=0 # Draws images and views
 ):
@@ -371,7 +376,7 @@ def ssl_pretrain(
     texts:Path=None, # For clip, siglip and clipmoco: a table (CSV, Excel) with the images' names and their texts
     text_cols:str=None, # Two columns of that table: names and texts, as in `file,caption`
     n_in:int=3, # Channels of the images of a folder
-    white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; the encoder file remembers it
+    white:_white=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; or black and white, as in --white=-1024,3000; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
     no_cache:bool=False, # Decode the images in every epoch, if the disk is too small for all of them
     workers:int=None, # Processes that read images
@@ -464,7 +469,7 @@ def ssl_distill(
     set:_settings=None, # Other settings, such as loss=cosine, whole=True or teacher_size=112
     valid:str=None, # What is held out: a share, or the name of folders; a fifth if none is given
     n_in:int=3, # Channels of the images of a folder
-    white:float=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; the encoder file remembers it
+    white:_white=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; or black and white, as in --white=-1024,3000; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
     seed:int=0 # Draws all that is random
 ) -> Learner|None:

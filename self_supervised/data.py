@@ -267,7 +267,7 @@ def folder_dls(
     texts:str|Path|pd.DataFrame|Callable|None=None, # Texts of images: a function of the path, or a table with a row for each text
     tokens:Callable|None=None, # Of a list of texts, as `Tokens`; they come after the image, as a second input
     text_cols:tuple=(0,1), # Columns of the table of texts: file name and text, by name or number
-    method:str='crop', n_in:int=3, white:float|None=None, # As in `read_image`
+    method:str='crop', n_in:int=3, white:float|tuple|None=None, # As in `read_image`
     on_error:str='skip', # 'raise' stops at files that cannot be read, which 'skip' names in a warning and leaves out
     exts:tuple=image_exts, # Endings of image files
     seed:int=42, # Draws the images that are held out

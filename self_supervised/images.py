@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import ImageOps
 from fastprogress import progress_bar
 from filelock import FileLock
+import tifffile
+from torchvision.io import ImageReadMode, decode_image, read_file
 from xxhash import xxh3_64_hexdigest
 from fastai.data.load import SkipItemException
 from fastai.vision.all import *
@@ -63,11 +65,28 @@ def find_images(
     return [Path(o) for o in sorted(found)]
 
 # %% ../nbs/09_images.ipynb #8909b90d
-def to_8bit(im:PIL.Image.Image, n_in:int=3, white:float|None=None) -> PIL.Image.Image:
+def _range(a, white):
+    "The values that are black and white"
+    if is_listy(white): return white
+    return 0.,white or (65535. if np.issubdtype(a.dtype, np.integer) else 1.)
+
+_clipped_in = set()                                                  # folders of which it was said
+def _say_clipped(path, a, white):
+    "Say once per folder if many values of a file lie outside of black and white"
+    (black,white),folder = _range(a, white),os.path.dirname(path)
+    outside = ((a < black) | (a > white)).mean()
+    if outside < .1 or folder in _clipped_in: return
+    _clipped_in.add(folder)
+    warn(f"white: {outside:.0%} of the values of {path}, which go from {a.min():.4g} to {a.max():.4g}, lie outside of {black:.4g} (black) "
+         f"to {white:.4g} (white) and are clipped: say with white=(black, white) what they are")
+
+def to_8bit(im:PIL.Image.Image|np.ndarray, n_in:int=3, white:float|tuple|None=None) -> PIL.Image.Image:
     "`im` with 1 or 3 channels of 8 bits, transparent places white; see `read_image`"
-    if im.mode == 'F' or im.mode.startswith('I'):
-        white = white or (1. if im.mode == 'F' else 65535.)
-        im = PIL.Image.fromarray((np.asarray(im, np.float32)*(255/white)).round().clip(0, 255).astype(np.uint8))
+    if isinstance(im, np.ndarray) or im.mode == 'F' or im.mode.startswith('I'):
+        a = np.asarray(im)
+        low,high = _range(a, white)
+        a = ((a.astype(np.float32)-low)*(255/(high-low))).round().clip(0, 255).astype(np.uint8)
+        im = PIL.Image.fromarray(a if a.ndim == 2 else np.ascontiguousarray(a[...,:3]))
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = PIL.Image.alpha_composite(PIL.Image.new('RGBA', im.size, 'white'), im)
@@ -79,19 +98,47 @@ def resized(im:PIL.Image.Image, size:int|tuple, method:str='crop') -> PIL.Image.
     if method == 'squish': return im.resize((w,h), PIL.Image.BILINEAR)
     return (ImageOps.pad if method == 'pad' else ImageOps.fit)(im, (w,h), PIL.Image.BILINEAR)
 
+def _values(path):
+    "What is in a file whose values PIL cuts or does not know: colours of more than 8 bits. None for all others"
+    if not isinstance(path, (str,os.PathLike)): return                   # a file in memory
+    with open(path, 'rb') as f: head = f.read(26)
+    if head[:8] == b'\x89PNG\r\n\x1a\n' and head[24] > 8 and head[25] in (2,6):        # 16 bits, colours or colours with alpha
+        return np.moveaxis(decode_image(read_file(str(path)), ImageReadMode.UNCHANGED).numpy(), 0, -1)
+    if head[:2] not in (b'II',b'MM'): return
+    try: im = PIL.Image.open(path)
+    except PIL.UnidentifiedImageError: return _colours(path, tifffile.imread(path, key=0))
+    with im, tifffile.TiffFile(path) as file:
+        pages = sum(not o.tags.get(254) or not o.tags[254].value & 1 for o in file.pages)          # besides small copies
+        if pages > 1: raise ValueError(f"it has {pages} pages, and an image is one: save each page as a file, or read the files with a function of your own")
+        if im.mode in ('RGB','RGBA','RGBX') and max(im.tag_v2.get(258, (8,))) > 8: return _colours(path, tifffile.imread(path, key=0))
+
+def _colours(path, a):
+    "An array (H, W), or (H, W, C) of three colours, with alpha or not"
+    if a.ndim == 3 and a.shape[0] in (3,4) and a.shape[-1] not in (3,4): a = np.moveaxis(a, 0, -1)
+    if a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (3,4): return a
+    raise ValueError(f"it has {a.shape[-1] if a.ndim == 3 else a.shape} bands, and image files have one or three: read the files with a function of "
+                     "your own, as the FAQ shows")
+
 def read_image(
     path:str|Path, # Image file
     size:int|tuple|None=None, # Height and width to resize to; None keeps them
     method:str='crop', # 'crop', 'squish' or 'pad'
     n_in:int=3, # Channels, 1 or 3
-    white:float|None=None # 16-bit or float value that is white; None is 65535, or 1 for floats
+    white:float|tuple|None=None, # 16-bit or float value that is white, or (black, white); None is 65535, or 1 for floats
+    say:bool=False # Say if many values lie outside of black and white
 ) -> PIL.Image.Image: # Mode 'L' or 'RGB'
     "The image in a file: upright, in 8 bits, at `size`"
+    values = _values(path)
+    if values is not None:
+        if say: _say_clipped(str(path), values, white)
+        im = to_8bit(values, n_in, white)
+        return im if size is None else resized(im, size, method)
     with PIL.Image.open(path) as im:
         if size is not None:
             w,h = check_size(size)[::-1]
             turned = im.getexif().get(0x0112, 1) > 4                     # stored on its side
             im.draft('L' if n_in == 1 else None, (h,w) if turned else (w,h))
+        if say and (im.mode == 'F' or im.mode.startswith('I')): _say_clipped(str(path), np.asarray(im), white)
         im = to_8bit(ImageOps.exif_transpose(im), n_in, white)
     return im if size is None else resized(im, size, method)
 
@@ -249,19 +296,20 @@ class ReadImage(FileTransform):
     private = 'may_skip','told','found'
     input_types = str,Path,PIL.Image.Image,np.ndarray,Tensor,bytes
     def __init__(self,
-        size:int|tuple, method:str='crop', n_in:int=3, white:float|None=None, # As in `read_image`
+        size:int|tuple, method:str='crop', n_in:int=3, white:float|tuple|None=None, # As in `read_image`
         cache:ImageCache|None=None, # Where decoded images are
         root:Path|None=None, # Folder of the images
         files:list|tuple=() # Those that may be skipped if they cannot be read
     ):
         if method not in ('crop','squish','pad'): raise ValueError(f"method must be 'crop', 'squish' or 'pad', got {method!r}")
         if n_in not in (1,3): raise ValueError(f"n_in must be 1 or 3, the channels that image files have, got {n_in!r}")
+        if is_listy(white) and (len(white) != 2 or not white[0] < white[1]): raise ValueError(f"white must be a value or (black, white), got {white!r}")
         size = check_size(size)
         store_attr(but='files')
         self.may_skip,self.told,self.found = set(files),set(),{}
 
     def read(self, o):
-        if isinstance(o, (str,Path)): return read_image(o, self.size, self.method, self.n_in, self.white)
+        if isinstance(o, (str,Path)): return read_image(o, self.size, self.method, self.n_in, self.white, True)
         im = ImageOps.exif_transpose(o) if isinstance(o, PIL.Image.Image) else PILImage.create(o)
         return resized(to_8bit(im, self.n_in, self.white), self.size, self.method)
     def file(self, item) -> Path:

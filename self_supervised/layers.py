@@ -339,7 +339,10 @@ def encoder_info(path:str|Path) -> dict:
 
 _loads = re.compile('pretrained|weights|checkpoint|cache|url|file')               # arguments by which an architecture reads something else
 
-def _above_0(o): return o is None or type(o) in (int,float) and o > 0
+def _is_white(o):
+    "Nothing, a value above 0, or black and white"
+    ok = lambda v: type(v) in (int,float) and math.isfinite(v)
+    return o is None or ok(o) and o > 0 or isinstance(o, list) and len(o) == 2 and all(map(ok, o)) and o[0] < o[1]
 def _plain(o): return isinstance(o, (str,int,float,bool,type(None))) or isinstance(o, list) and all(map(_plain, o))
 
 def _numbers(o): return [n for v in o for n in _numbers(v)] if isinstance(o, list) else [o] if isinstance(o, (int,float)) else []
@@ -378,7 +381,7 @@ def _check_info(info, path, allow_hub, shapes):
     if stats is not None and not numbers: refuse(f"has stats={stats!r}, which are no mean and standard deviation")
     reading = ifnone(info.get('reading'), {})
     if not (isinstance(reading, dict) and {*reading} <= {'method','white'} and reading.get('method', 'crop') in ('crop','squish','pad')
-            and _above_0(reading.get('white'))):
+            and _is_white(reading.get('white'))):
         refuse(f"has reading={reading!r}, which is no method and white of read_image")
     for k,v in kwargs.items():
         if any(abs(o) > most for o in _numbers(v)): refuse(f"has the argument {k}={v!r}, more than the weights in the file ask for")

@@ -1,7 +1,7 @@
 "Data and habits of strangers: labels of every kind, texts without words, images that are none, weights that are no numbers, caches that others cut."
-import json, math, resource, shutil
+import json, math, resource, shutil, struct, warnings, zlib
 
-import numpy as np, pandas as pd, PIL.Image, pytest, torch, warm
+import numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
 from kit import METHODS, dls_of, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
@@ -10,7 +10,7 @@ from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
 from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, Words, captioned_dls, classifier_learner, create_encoder, decoded_once, encoder_info, evaluate, find_duplicates,
                                         find_outliers, folder_dls, get_features,
-                                        knn_accuracy, labelled_dls, learner_knn, load_encoder, plot_embedding, save_encoder, show_nearest,
+                                        knn_accuracy, labelled_dls, learner_knn, load_encoder, plot_embedding, read_image, save_encoder, show_nearest,
                                         suspicious_labels)
 from self_supervised.training.checkpoint import checkpoints, read_checkpoint
 
@@ -152,6 +152,59 @@ def test_files_that_are_gone_in_the_middle(tmp_path):
     learn = make('sim_clr', dls, cbs=[Checkpoint(tmp_path/'c'), Gone()])
     with pytest.warns(UserWarning, match='is skipped'), pytest.raises(ValueError, match='no batch of the training loader could be read'): fit(learn, 4)
     assert [read_checkpoint(f)['epoch'] for f in checkpoints(tmp_path/'c')] == [1]
+
+# files of more than 8 bits
+
+RNG = np.random.default_rng(0)
+DEEP = {'rgb.tif':dict(a=RNG.integers(0, 4096, (30,40,3)).astype(np.uint16), photometric='rgb'), 'planes.tif':dict(a=RNG.integers(0, 4096, (3,30,40)).astype(np.uint16), photometric='rgb', planarconfig='separate'),
+        'alpha.tif':dict(a=RNG.integers(0, 4096, (30,40,4)).astype(np.uint16), photometric='rgb', extrasamples=['unassalpha']), 'float.tif':dict(a=RNG.random((30,40,3)).astype(np.float32)*4095, photometric='rgb'),
+        'grey.tif':dict(a=RNG.integers(0, 4096, (30,40)).astype(np.uint16)), 'signed.tif':dict(a=RNG.integers(0, 4096, (30,40)).astype(np.int16)), 'rgb.png':dict(a=RNG.integers(0, 4096, (30,40,3)).astype(np.uint16))}
+
+def write(path, a, **kw):
+    if path.suffix == '.png': torchvision_png(path, a)
+    else: tifffile.imwrite(path, a, **kw)
+    return path
+
+def torchvision_png(path, a):
+    "A PNG of 16 bits per colour, which PIL cannot write"
+    h,w,_ = a.shape
+    raw = b''.join(b'\0'+row.astype('>u2').tobytes() for row in a)
+    def chunk(kind, data): return struct.pack('>I', len(data))+kind+data+struct.pack('>I', zlib.crc32(kind+data))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 16, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(raw))+chunk(b'IEND', b''))
+
+@pytest.mark.parametrize('name', DEEP)
+@pytest.mark.parametrize('white', [4095, (1000,3000)])
+def test_files_of_twelve_bits(name, white, tmp_path):
+    "Grey or colours, in planes or with alpha, signed or floats: as numpy computes them"
+    path,a = write(tmp_path/name, **DEEP[name]),DEEP[name]['a'].astype(float)
+    if name == 'planes.tif': a = np.moveaxis(a, 0, -1)
+    low,high = white if isinstance(white, tuple) else (0,white)
+    want = ((a-low)/(high-low)*255).round().clip(0, 255)
+    got = np.asarray(read_image(path, None, n_in=1 if a.ndim == 2 else 3, white=white)).astype(float)
+    assert np.abs(got-(want if a.ndim == 2 else want[...,:3])).max() <= 1
+
+def test_values_that_are_clipped_are_said_once(tmp_path):
+    for i in range(8): tifffile.imwrite(tmp_path/f'{i}.tif', RNG.integers(-1024, 3000, (30,30)).astype(np.int16))
+    with pytest.warns(UserWarning, match=r'white: 2.% of the values(.|\n)*white=\(black, white\)') as told:
+        dls = folder_dls(tmp_path, 24, bs=2, num_workers=0, n_in=1, white=3000)
+        list(dls.train)
+    assert sum('clipped' in str(o.message) for o in told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dls = folder_dls(tmp_path, 24, bs=2, num_workers=0, n_in=1, white=(-1024,3000))
+        list(dls.train)
+    learn = make('sim_clr', dls, model=METHODS['sim_clr'].model(create_encoder('test_resnet', False, 1)), stats=([.5],[.2]), size=16)
+    f = fit(learn).save_encoder(tmp_path/'e.safetensors')
+    assert load_encoder(f).info['reading'] == dict(method='crop', white=[-1024,3000])
+    with pytest.raises(ValueError, match='black, white'): folder_dls(tmp_path, 24, white=(5,5))
+
+@pytest.mark.parametrize('a,said', [(np.zeros((4,30,40), np.uint8), '4 pages'), (np.zeros((30,40,13), np.uint16), '13 bands')])
+def test_files_that_are_no_single_image(a, said, tmp_path):
+    "Are left out with the reason, and not read as their first page"
+    pictures(tmp_path/'p', 8)
+    tifffile.imwrite(tmp_path/'p'/'stack.tif', a, photometric='minisblack', **(dict(planarconfig='contig') if a.shape[-1] == 13 else dict(metadata=None)))
+    with pytest.warns(UserWarning, match=said): dls = folder_dls(tmp_path/'p', 24, bs=2, num_workers=0)
+    assert len(dls.train_ds)+len(dls.valid_ds) == 8
 
 # the cache
 
