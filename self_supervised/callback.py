@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['replacing', 'Fit', 'current_fit', 'trains', 'fitting', 'validating', 'FitCallback', 'Contexts', 'group_views',
-           'in_view_order', 'check_views', 'check_learner', 'check_loader', 'check_inputs', 'check_shape',
-           'check_images', 'kept', 'drop_kept', 'keep', 'SSLCallback', 'StagedMixin', 'taught', 'TeacherCallback',
-           'check_crop_ids', 'projection_size', 'QueueMixin', 'KeyQueueCallback', 'CorrelationsMixin', 'LossTerm',
-           'TermsMixin', 'learner_norm', 'learner_size', 'learner_reader']
+           'in_view_order', 'check_views', 'check_learner', 'check_inputs', 'check_images', 'kept', 'drop_kept', 'keep',
+           'SSLCallback', 'StagedMixin', 'taught', 'TeacherCallback', 'check_crop_ids', 'projection_size', 'QueueMixin',
+           'KeyQueueCallback', 'CorrelationsMixin', 'LossTerm', 'TermsMixin', 'learner_norm', 'learner_size',
+           'learner_reader']
 
 # %% ../nbs/05_callback.ipynb #5b9c880b
 import inspect, warnings
@@ -167,7 +167,7 @@ def check_learner(cb:Callback):
         why = first(m.no_value(learn) for m in learn.metrics if m.name == o.monitor and hasattr(m, 'no_value'))
         if why: raise ValueError(f"{type(o).__name__}: monitor={o.monitor!r} has no values to compare: {why}")
 
-def check_loader(dl:object):
+def _check_loader(dl:object):
     "Raise for a training loader that has no batch, if it knows how many it has"
     try: n = len(dl)
     except TypeError: return
@@ -176,8 +176,8 @@ def check_loader(dl:object):
         if isinstance(item, dict): raise ValueError(f"dls: items are dictionaries of {list(item)}: let the data set return (image, label)")
     if n: return
     bs = first(o for o in (getattr(dl, k, None) for k in ('bs','batch_size')) if o)
-    raise ValueError(f"dls: the training loader has no batch of bs={bs}, as it has {dataset_len(dl)} images and drops what does not fill one: "
-                     "choose a smaller bs")
+    raise ValueError(f"dls: the training loader has no batch of bs={bs}, as it has {dataset_len(dl)} images and drops what does not fill "
+                     "one: choose a smaller bs")
 
 def check_inputs(cb:Callback, xb:tuple):
     "Raise unless a batch has as many inputs as the method `cb` takes, the image first"
@@ -185,25 +185,28 @@ def check_inputs(cb:Callback, xb:tuple):
     if isinstance(xb, dict) or len(xb) and isinstance(xb[0], (dict,str)):
         raise ValueError("batches must be tuples, the images first, and these are dictionaries: let the data set, or after_item of its "
                          "loader, return (image, label)")
-    if len(xb) == cb.n_inp: return check_shape(xb[0])
+    if len(xb) == cb.n_inp:
+        makes_views = any(isinstance(first(p.fs), ViewAugs) for p in cb.aug_pipelines)           # else their input is theirs to judge
+        return _check_shape(xb[0]) if makes_views else None
     what = 'one input, the image' if cb.n_inp == 1 else 'two inputs, the image and the tokens of its text'
     raise ValueError(f"n_inp={len(xb)}: {type(cb).__name__} takes {what}: make the DataLoaders with n_inp={cb.n_inp}, or set "
                      f"dls.n_inp = {cb.n_inp}")
 
-def check_shape(x:object):
+def _check_shape(x:object):
     "Raise unless `x` is a batch (B, C, H, W)"
     if isinstance(x, (list,tuple)):
-        raise ValueError(f"images: the batch has a list of {len(x)} of them, as of views that were made before; the method makes its own views "
-                         "of one image: let the data set return (image, label)")
-    if not isinstance(x, Tensor): raise TypeError(f"images must be a tensor (B, C, H, W), got {type(x).__name__}: let the loader collate them")
+        raise ValueError(f"images: the batch has a list of {len(x)} of them, as of views that were made before; the method makes its own "
+                         "views of one image: let the data set return (image, label)")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"images must be a tensor (B, C, H, W), got {type(x).__name__}: let the loader collate them")
     if x.ndim == 4 and (x.shape[-1] not in (1,3,4) or x.shape[1] <= 4): return
-    how = {2:'these are no images', 3:'let the data set add an axis for the channels, x[None]', 4:'the channels come last: x.permute(2,0,1)',
+    how = {3:'let the data set add an axis for the channels, x[None]', 4:'the channels come last: x.permute(2,0,1)',
            5:'clips have one axis more: let the data set return one frame of each'}
     raise ValueError(f"images must be a batch (B, C, H, W), got the shape {tuple(x.shape)}: {how.get(x.ndim, 'these are no images')}")
 
 def check_images(x:Tensor, dtype:torch.dtype=torch.float32):
     "Raise unless `x` is a batch of images: bytes, or floats in [0,1] that a model with weights of `dtype` can take"
-    if x.dtype == torch.uint8 and dtype == torch.float32: return
+    if x.ndim != 4 or x.dtype == torch.uint8 and dtype == torch.float32: return
     if not x.is_floating_point() and x.dtype != torch.uint8: raise TypeError(f"images must be uint8 or floats in [0,1], got {x.dtype}")
     if dtype != torch.float32:
         raise TypeError(f"model: its weights are {dtype}: make them float32 with model.float(), and train in half precision with "
@@ -281,16 +284,11 @@ class SSLCallback(ProcessesMixin, FitCallback):
         self.attach(get_model(self.learn.model))
     def before_fit(self):
         self.after_create()
-        if trains(self.learn): check_loader(self.learn.dls.train)
+        if trains(self.learn) and self.learn.n_epoch: _check_loader(self.learn.dls.train)
         super().before_fit()
     @contextmanager
     def setting_up(self):
         with super().setting_up(), replacing(self.learn, 'loss_func', self.lf): yield
-    def before_train(self):
-        super().before_train()
-        self.had_batch = hasattr(self.learn, 'resumed')                  # with the last batch of an epoch done, a resumed one has none
-    def after_train(self):
-        if not self.had_batch: raise ValueError("dls: no batch of the training loader could be read in this epoch: are the files still there?")
     def after_step(self): pass                                       # where the mixins' `super` ends
     def before_validate(self):
         if self.learn._grab_cbs(GatherPredsCallback):
@@ -311,8 +309,7 @@ class SSLCallback(ProcessesMixin, FitCallback):
                             "Categorize does, or leave them out")
     def before_batch(self):
         check_inputs(self, self.learn.xb)
-        (x,*more),yb = self.learn.xb,self.learn.yb[:1]                  # of several labels the first counts, here and wherever one is asked for
-        self.had_batch = True
+        (x,*more),yb = self.learn.xb,self.learn.yb[:1]                       # of several labels the first counts, as for `label_of`
         self.count_images(x)
         self.check_batch(x, yb)
         self.drawn = draw_views(self.aug_pipelines, x.as_subclass(torch.Tensor))

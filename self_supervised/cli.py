@@ -104,7 +104,7 @@ class MetricsFile(Callback):
     def after_epoch(self):
         if not rank_distrib(): learner_history(self.learn).to_csv(self.path, index_label='epoch')
 
-def shown(learn):
+def shown(learn:Learner) -> Learner:
     "The learner with progress bars on a terminal, and lines elsewhere"
     if not (sys.stdout.isatty() or IN_NOTEBOOK): learn.remove_cbs(learn._grab_cbs(ProgressCallback)).add_cb(PlainTable())
     return learn
@@ -251,7 +251,7 @@ def ssl_views(
     n:int=4, # Images
     out:Path=Path('views.png'), # Picture to write
     n_in:int=3, # Channels of the images of a folder
-    white:_white=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; or black and white, as in --white=-1024,3000
+    white:_white=None, # White in files of 16 bits, as in 4095 for 12 bits, or black and white, -1024,3000
     set:_settings=None, # Settings of the views
     seed:int=0 # Draws images and views
 ):
@@ -376,7 +376,7 @@ def ssl_pretrain(
     texts:Path=None, # For clip, siglip and clipmoco: a table (CSV, Excel) with the images' names and their texts
     text_cols:str=None, # Two columns of that table: names and texts, as in `file,caption`
     n_in:int=3, # Channels of the images of a folder
-    white:_white=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; or black and white, as in --white=-1024,3000; the encoder file remembers it
+    white:_white=None, # White in files of 16 bits, as in 4095 for 12 bits, or black and white, -1024,3000; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
     no_cache:bool=False, # Decode the images in every epoch, if the disk is too small for all of them
     workers:int=None, # Processes that read images
@@ -469,7 +469,7 @@ def ssl_distill(
     set:_settings=None, # Other settings, such as loss=cosine, whole=True or teacher_size=112
     valid:str=None, # What is held out: a share, or the name of folders; a fifth if none is given
     n_in:int=3, # Channels of the images of a folder
-    white:_white=None, # Value of files of 16 bits that is white, as in 4095 for 12 bits; or black and white, as in --white=-1024,3000; the encoder file remembers it
+    white:_white=None, # White in files of 16 bits, as in 4095 for 12 bits, or black and white, -1024,3000; the encoder file remembers it
     cache:Path=None, # Folder of decoded images; `decoded` beside the results if none is given
     seed:int=0 # Draws all that is random
 ) -> Learner|None:
@@ -589,7 +589,8 @@ def ssl_finetune(
 
     ssl_finetune photos --encoder runs/photos-simclr/encoder.safetensors --labels labels.csv --out runs/classifier"""
     out = Path(out or f'runs/{Path(path).resolve().name}-classifier')
-    if (out/'training.json').exists(): raise ValueError(f"out: {out} holds a pretraining, whose files would be replaced: give another --out")
+    if (out/'training.json').exists():
+        raise ValueError(f"out: {out} holds a pretraining, whose files would be replaced: give another --out")
     enc,info = load_encoder(encoder),encoder_info(encoder)
     set_seed(seed)
     dls = _encoder_data(path, info, bs, labels, cols, n_labels, *_split(path, [encoder], valid, seed), cache, encoder)

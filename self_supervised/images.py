@@ -56,7 +56,8 @@ def find_images(
         more,linked = _scan(folder, exts, found, others)
         todo += more; links += linked
     if not found:
-        raise ValueError(f"path: there is no image in {str(path)!r}, {f'only files with {dict(others)}' if others else 'which has no files'}; "
+        there = f'only files with {dict(others)}' if others else 'which has no files'
+        raise ValueError(f"path: there is no image in {str(path)!r}, {there}; "
                          f"exts={exts} are the endings that are looked for")
     left = {k:n for k,n in others.items() if k in _other_images}
     if left:
@@ -109,15 +110,18 @@ def _values(path):
     except PIL.UnidentifiedImageError: return _colours(path, tifffile.imread(path, key=0))
     with im, tifffile.TiffFile(path) as file:
         pages = sum(not o.tags.get(254) or not o.tags[254].value & 1 for o in file.pages)          # besides small copies
-        if pages > 1: raise ValueError(f"it has {pages} pages, and an image is one: save each page as a file, or read the files with a function of your own")
+        if pages > 1:
+            raise ValueError(f"it has {pages} pages, and an image is one: save each page as a file, or read the files with a function of "
+                             "your own")
         if im.mode in ('RGB','RGBA','RGBX') and max(im.tag_v2.get(258, (8,))) > 8: return _colours(path, tifffile.imread(path, key=0))
 
 def _colours(path, a):
     "An array (H, W), or (H, W, C) of three colours, with alpha or not"
     if a.ndim == 3 and a.shape[0] in (3,4) and a.shape[-1] not in (3,4): a = np.moveaxis(a, 0, -1)
     if a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (3,4): return a
-    raise ValueError(f"it has {a.shape[-1] if a.ndim == 3 else a.shape} bands, and image files have one or three: read the files with a function of "
-                     "your own, as the FAQ shows")
+    bands = a.shape[-1] if a.ndim == 3 else a.shape
+    raise ValueError(f"it has {bands} bands, and image files have one or three: read the files with a function of your own, as the FAQ "
+                     "shows")
 
 def read_image(
     path:str|Path, # Image file
@@ -303,7 +307,8 @@ class ReadImage(FileTransform):
     ):
         if method not in ('crop','squish','pad'): raise ValueError(f"method must be 'crop', 'squish' or 'pad', got {method!r}")
         if n_in not in (1,3): raise ValueError(f"n_in must be 1 or 3, the channels that image files have, got {n_in!r}")
-        if is_listy(white) and (len(white) != 2 or not white[0] < white[1]): raise ValueError(f"white must be a value or (black, white), got {white!r}")
+        if is_listy(white) and (len(white) != 2 or not white[0] < white[1]):
+            raise ValueError(f"white must be a value or (black, white), got {white!r}")
         size = check_size(size)
         store_attr(but='files')
         self.may_skip,self.told,self.found = set(files),set(),{}

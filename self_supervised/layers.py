@@ -314,7 +314,9 @@ def save_encoder(
     info = getattr(encoder, 'info', {})
     stats,size,reading = (ifnone(o, info.get(k)) for k,o in dict(stats=stats, size=size, reading=reading).items())
     bad = first(k for k,v in encoder.state_dict().items() if v.is_floating_point() and not v.isfinite().all())
-    if bad: raise ValueError(f"encoder: its {bad} is NaN or infinite; take the weights of an earlier checkpoint, from before the training broke")
+    if bad:
+        raise ValueError(f"encoder: its {bad} is NaN or infinite; take the weights of an earlier checkpoint, from before the training "
+                         "broke")
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(getattr(encoder, 'spec', {}), stats=stats and [list(map(float, o)) for o in stats],
                 size=size and list(check_size(size)), reading=reading, nf=getattr(encoder, 'nf', None))
@@ -367,7 +369,7 @@ def _check_info(info, path, allow_hub, shapes):
     "Raise unless a file's header describes an encoder of the libraries' lists, with plain arguments that read nothing"
     def refuse(what): raise ValueError(f"path: the header of {path} {what}")
     arch,n_in,kwargs,stats = (info.get(k) for k in ('arch','n_in','kwargs','stats'))
-    most = max(2048, len(shapes), *(d for s in shapes.values() for d in s))               # no number of layers, channels or pixels is larger
+    most = max(2048, len(shapes), *(d for s in shapes.values() for d in s))         # no number of layers, channels or pixels is larger
     if not isinstance(arch, str): refuse(f"names no architecture but {arch!r}")
     if _from_hub(arch) and not allow_hub: refuse(f"names {arch!r}, which is read from elsewhere: allow_hub=True if you trust it")
     if type(n_in) is not int or not 1 <= n_in <= most: refuse(f"has n_in={n_in!r}, which is no number of channels")

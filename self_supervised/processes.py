@@ -57,9 +57,14 @@ class ProcessesMixin:
         "Streams and samplers whose order comes from the number of the epoch are told it"
         dl = getattr(self.learn.dl, 'dl', self.learn.dl)
         for o in (dl.dataset, getattr(dl, 'sampler', None)): getattr(o, 'set_epoch', noop)(self.learn.epoch)
+        self.had_batch = hasattr(self.learn, 'resumed')          # which may go on behind the last batch of an epoch
+    def after_train(self):
+        if not self.had_batch:
+            raise ValueError("dls: no batch of the training loader could be read in this epoch: are the files still there?")
 
     def count_images(self, x:Tensor):
         "How many images each process has in this batch, `shares`, and some numbers of its own, `seen`"
+        self.had_batch = True
         self.shares,self.parted,self.seen = all_sizes(len(x), x.device) if self.distributed else [len(x)],False,some_numbers(x)
 
     def own_rows(self,

@@ -227,7 +227,8 @@ def test_umap(monkeypatch):
 def test_one_line_makes_the_older_map():
     "`plot_embedding` on top of `plot_map` keeps its points and its legend"
     learn = make('sim_clr')
-    ax = plot_map(*ssl.get_features(learn, 0), 'tsne', getattr(learn.dls, 'vocab', None), n=20, seed=1)
+    x,y = ssl.get_features(learn, 0)
+    ax = plot_map(x, ssl.classes_only(learn, y), 'tsne', learn.dls.vocab, n=20, seed=1)
     old = ssl.plot_embedding(learn, 0, n=20, seed=1)
     for a,b in zip(ax.collections, old.collections): np.testing.assert_array_equal(a.get_offsets(), b.get_offsets())
     assert [o.get_text() for o in ax.get_legend().get_texts()] == [o.get_text() for o in old.get_legend().get_texts()]

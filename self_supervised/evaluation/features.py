@@ -106,8 +106,8 @@ def _run(f, dl, device, size=None, norm=None, n_inp=None):
     if not feats: raise ValueError("there is no image to compute features of")
     feats = torch.cat(feats)
     if not (good := feats.flatten(1).isfinite().all(1)).all():
-        raise ValueError(f"encoder: the features of {int((~good).sum())} of {len(good)} images are NaN or infinite: take the weights of an earlier "
-                         "checkpoint, from before the training broke")
+        raise ValueError(f"encoder: the features of {int((~good).sum())} of {len(good)} images are NaN or infinite: take the weights of "
+                         "an earlier checkpoint, from before the training broke")
     return feats,torch.cat(ys) if ys else None
 
 # %% ../../nbs/70_evaluation.features.ipynb #a1562fc5

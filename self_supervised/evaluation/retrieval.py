@@ -53,7 +53,7 @@ def embed_images(learn:Learner, # As in `embed_texts`
                  images:int|DataLoader|list|str|Path=1, # As `ds_idx` of `get_features`: a data set's number, a loader, files or a folder
                  **kwargs
 ) -> Tensor: # (n, d) on the CPU
-    "Embeddings of images in the space of `embed_texts`; `get_features` and `embed` give the encoder's features, which texts have no place among"
+    "Embeddings of images in the space of `embed_texts`; `get_features` and `embed` give the encoder's features, where no text has a place"
     if not hasattr(get_model(learn.model), 'embed_texts'): raise ValueError("learn: its model has no tower for texts: use get_features")
     return get_features(learn, images, projected=True, **kwargs)[0]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'is_plain', 'checksum', 'get_rng', 'set_rng', 'is_stream', 'not_exact', 'write_checkpoint', 'read_checkpoint',
-           'checkpoints', 'of_epochs', 'only_writer', 'deaf_workers', 'on_sigterm', 'describe', 'settings_of',
-           'same_plan', 'plan', 'training_state', 'Checkpoint', 'Resumed']
+           'checkpoints', 'of_epochs', 'only_writer', 'deaf_workers', 'on_sigterm', 'describe', 'same_plan', 'plan',
+           'training_state', 'Checkpoint', 'Resumed']
 
 # %% ../../nbs/82_training.checkpoint.ipynb #a3fd9d81
 import random, signal, threading, time, warnings
@@ -200,10 +200,11 @@ def describe(learn:Learner) -> dict:
     fs = [f for tl in getattr(learn.dls.train_ds, 'tls', ()) for f in tl.tfms.fs] if len(learn.dls.loaders) else []
     vocab = label_vocab(learn.dls)
     return plain(dict(method=type(cb).__name__, K=getattr(cb, 'K', None), optimizer=len(learn.opt.hypers) if learn.opt else None,
-                      classes=vocab if vocab is None else list(map(str, vocab)), words=first(m for f in fs if (m := getattr(f, 'meaning', None))),
+                      classes=vocab if vocab is None else list(map(str, vocab)),
+                      words=first(m for f in fs if (m := getattr(f, 'meaning', None))),
                       model={k:list(v.shape) for k,v in model.state_dict().items()}))
 
-def settings_of(learn:Learner) -> dict:
+def _settings_of(learn:Learner) -> dict:
     "What may be changed in the middle of a training, but not unsaid: arguments and views of the method, as text"
     cb = first(learn._grab_cbs(SSLCallback))
     if cb is None: return {}
@@ -245,13 +246,13 @@ def training_state(cb:Callback, # A `Checkpoint`
     learn = cb.learn
     rec,counted = getattr(learn, 'recorder', None),[o for o in learn.cbs if isinstance(o, (TrackerCallback,GradientAccumulation))]
     scaler = getattr(learn, 'scaler', None)
-    res = dict(ssl_checkpoint=_version, meta=describe(learn), settings=settings_of(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
+    res = dict(ssl_checkpoint=_version, meta=describe(learn), settings=_settings_of(learn), plan=cb.plan, before=cb.over, fit=cb.n_fits,
                n_steps=cb.n_steps, times=cb.times, trained=False,
                epoch=learn.epoch+done, iter=0 if done else learn.iter+1, pct_train=learn.pct_train, train_iter=learn.train_iter,
                model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
                hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
                counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
-               callbacks={o.name:o.state_dict() for o in learn.cbs if hasattr(o, 'state_dict')},
+               callbacks={o.name:o.state_dict() for o in learn.cbs if hasattr(type(o), 'state_dict')},  # or it would be the model's
                elapsed=0. if done or not rec else time.time()-rec.start_epoch,
                grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
     if rec:
@@ -554,7 +555,7 @@ def resume(self:Learner,
     if diff:
         raise ValueError(f"resume: the checkpoint {f} is of another architecture: {len(diff)} tensors differ, first {diff[0]}: "
                          f"{there['model'].get(diff[0])} there, {here['model'].get(diff[0])} here")
-    changed = [f"{k} was {v}, and is {now}" for k,v in state['settings'].items() if (now := settings_of(self).get(k)) != v]
+    changed = [f"{k} was {v}, and is {now}" for k,v in state['settings'].items() if (now := _settings_of(self).get(k)) != v]
     if changed: warn(f"resume: training goes on from {f.name} with other settings: {'; '.join(changed)}")
     if hasattr(self, 'resumed'): self.resumed.leave()                         # of an earlier call
     get_model(self.model).load_state_dict(state['model'])

@@ -34,7 +34,8 @@ def _body(encoder):
     if _has_body(encoder): return _layers(encoder[0])
     if type(encoder).__module__.startswith('torchvision.models'):
         last = nn.AdaptiveAvgPool2d,SelectAdaptivePool2d,nn.Identity,nn.Dropout
-        return _layers(getattr(encoder, 'features', None) or nn.ModuleList(takewhile(lambda o: not isinstance(o, last), encoder.children())))
+        before = takewhile(lambda o: not isinstance(o, last), encoder.children())
+        return _layers(getattr(encoder, 'features', None) or nn.ModuleList(before))
     return []
 
 def _layers(m):
