@@ -14,6 +14,8 @@ from fastai.vision.all import Learner
 import self_supervised
 from self_supervised.data import sample_photos
 
+SOONER = ('distrib_ctx()','distrib_ctx(sync_bn=False, cpu=True)'),('resnet18','resnet10t'),('size=80','size=40'),('pipelines(64','pipelines(32')     # without GPUs too
+
 def one_epoch(self, n_epoch, *args, fit=Learner.fit, **kwargs): return fit(self, 1, *args, **kwargs)
 
 def main(*pages:Path):
@@ -26,7 +28,7 @@ def main(*pages:Path):
     blocks,names = [b for p in pages for b in re.findall(r'```python\n(.*?)```', p.read_text(), re.S)],{}
     assert len(blocks) >= 4
     for b in blocks:
-        b = b.replace('distrib_ctx()', 'distrib_ctx(sync_bn=False, cpu=True)').replace('resnet18', 'resnet10t')       # without GPUs, and sooner
+        for old,new in SOONER: b = b.replace(old, new)
         exec(compile(b, '<page>', 'exec'), names)
     missing = {'encoder.safetensors','features.parquet','classifier.pkl','runs','pretrained.pkl','report.html'} - {o.name for o in Path().iterdir()}
     assert not missing, f"the pages did not write {missing}"

@@ -17,7 +17,7 @@ from self_supervised.momentum import MomentumEncoder
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import KNN, Chunks, get_features
-from kit import METHODS, dls_of, each, exported, fit, image, make, make_dls, same, state
+from kit import METHODS, MULTI, TEACHERS, dls_of, each, exported, fit, image, make, make_dls, same, state
 
 def loaders(items, bs=8, **kw): return DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0, **kw) for _ in range(2)])
 
@@ -137,7 +137,8 @@ def test_running_statistics_of_the_teacher_move():
 # 15: torch.compile
 
 IN_FULL = ('swav','encoder'),('sim_clr','model'),('byol','in place')
-@pytest.mark.parametrize('name,what', [*((n,'encoder') for n in METHODS), *IN_FULL[1:]])
+KINDS = {(type(o.model(create_encoder('test_resnet', False))), n in TEACHERS, n in MULTI):n for n,o in METHODS.items()}.values()      # one of each kind of model
+@pytest.mark.parametrize('name,what', [*((n,'encoder') for n in sorted({*KINDS, 'swav'})), *IN_FULL[1:]])
 def test_compiled(name, what, tmp_path):
     "Trains, and files have plain names; on some methods also in chunks, which is traced for more shapes, and from files"
     torch._dynamo.reset()

@@ -1,24 +1,27 @@
 "The site: built without a warning, complete, with links that lead somewhere, readable in a narrow and a wide window, and searchable."
-import os, re, shutil, subprocess, sys, threading
+import os, re, shutil, sys, threading
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pytest
+import pytest, warm
 from self_supervised.evaluation import alarms
 
 root = Path(__file__).parent.parent
 chromium = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 browser_there = pytest.mark.skipif(not chromium, reason='there is no Chromium: install Debian\'s package `chromium`, or set CHROMIUM to its path')
 
+def sphinx(args):
+    from sphinx.cmd.build import main
+    sys.exit(main(list(map(str, args))))
+
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     d = tmp_path_factory.mktemp('site')
-    for cmd in ([root/'docs'/'pages.py', d/'pages'], ['-m','sphinx','-q','-W','--keep-going','-b','html','-c',root/'docs',d/'pages',d/'html']):
-        r = subprocess.run([sys.executable, '-W', 'ignore', *map(str, cmd)], capture_output=True, text=True, cwd=root)
-        assert r.returncode == 0, r.stdout[-3000:]+r.stderr[-6000:]
+    warm.run(warm.script, root/'docs'/'pages.py', d/'pages', cwd=root)
+    warm.run(sphinx, ['-q','-W','--keep-going','-b','html','-c',root/'docs',d/'pages',d/'html'], cwd=root)
     return d/'html'
 
 class Page(HTMLParser):

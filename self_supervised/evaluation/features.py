@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, norm_stats, whole_views
 from ..images import ReadImage, find_images, readable
@@ -303,13 +303,15 @@ class KNN(SampleMetric):
     @property
     def name(self): return 'knn' if self.top == 1 else f'knn_top{self.top}'
 
+_threads = ThreadpoolController()                                # finding the libraries takes longer than a small fit
+
 def fit_probe(
     x:np.ndarray, y:np.ndarray, # (n, d) features and their (n,) labels
     C:float=1. # Inverse strength of the L2 penalty
 ): # With `predict` and `score`
     "Logistic regression on standardised features, fitted"
     rotate = [PCA(svd_solver='full')] if x.shape[1] > len(x) and np.ptp(x, 0).any() else []
-    with threadpool_limits(1):                                      # several threads wait for each other longer than they work
+    with _threads.limit(limits=1):                                      # several threads wait for each other longer than they work
         return make_pipeline(StandardScaler(), *rotate, LogisticRegression(C=C, max_iter=2000)).fit(x, y)
 
 class LinearProbe(SampleMetric):
