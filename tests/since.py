@@ -35,7 +35,7 @@ class Since:
         return any(m in text for m in self.modules) or bool(self.public & set(re.findall(r'\w+', text)))
     def wants(self, item) -> bool:
         params = getattr(getattr(item, 'callspec', None), 'params', {})
-        if 'page' in params: return f"nbs/{params['page'].name}" in self.files
+        if isinstance(page := params.get('page'), Path): return f"nbs/{page.name}" in self.files
         if item.path.relative_to(root).as_posix() in self.files or item.path.name == 'test_docs.py': return True
         if self.only_methods and params.get('name') is not None: return params['name'] in self.methods
         return self.uses(item.path)
