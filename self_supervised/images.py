@@ -69,7 +69,8 @@ def find_images(
 def _range(a, white):
     "The values that are black and white"
     if is_listy(white): return white
-    return 0.,white or (65535. if np.issubdtype(a.dtype, np.integer) else 1.)
+    if not np.issubdtype(a.dtype, np.integer): return 0.,white or 1.
+    return 0.,white or (255. if a.dtype == np.uint8 else 65535.)
 
 _clipped_in = set()                                                  # folders of which it was said
 def _say_clipped(path, a, white):
@@ -103,7 +104,7 @@ def _values(path):
     "What is in a file whose values PIL cuts or does not know: colours of more than 8 bits. None for all others"
     if not isinstance(path, (str,os.PathLike)): return                   # a file in memory
     with open(path, 'rb') as f: head = f.read(26)
-    if head[:8] == b'\x89PNG\r\n\x1a\n' and head[24] > 8 and head[25] in (2,6):        # 16 bits, colours or colours with alpha
+    if len(head) == 26 and head[:8] == b'\x89PNG\r\n\x1a\n' and head[24] > 8 and head[25] in (2,6):     # 16 bits, in colour
         return np.moveaxis(decode_image(read_file(str(path)), ImageReadMode.UNCHANGED).numpy(), 0, -1)
     if head[:2] not in (b'II',b'MM'): return
     try: im = PIL.Image.open(path)

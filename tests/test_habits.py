@@ -252,6 +252,18 @@ def test_what_callbacks_have_seen_goes_on(name, at, tmp_path):
     a,b = ([{k:v for k,v in row.items() if v == v} for row in o.alarms.history.to_dict('records')] for o in (whole, again))
     assert all(x.keys() == y.keys() and all(x[k] == pytest.approx(y[k], rel=1e-5) for k in x) for x,y in zip(a, b, strict=True))
 
+@pytest.mark.parametrize('name', ['moco','clip','clipmoco'])
+def test_the_last_batch_of_an_epoch(name, tmp_path):
+    "The loader may draw once more behind it, as here the text of an image that fills no batch"
+    class Stop(Callback):
+        order = 200
+        def after_batch(self):
+            if self.training and self.epoch == 1 and self.iter == self.n_iter-1: raise KeyboardInterrupt
+    whole,left = fit(make(name), 3),make(name, cbs=[Checkpoint(tmp_path, every=1), Stop()])
+    with pytest.raises(KeyboardInterrupt): fit(left, 3)
+    assert checkpoints(tmp_path)[-1].name.endswith('epoch1-batch4.ckpt')
+    assert same(state(whole), state(fit(make(name).resume(tmp_path), 3)))
+
 def test_names_of_checkpoints(tmp_path):
     "In the order of their numbers; other files are neither read nor removed"
     fit(make('moco', cbs=[Checkpoint(tmp_path, keep=1)]))

@@ -472,7 +472,7 @@ class Resumed(Callback):
         del learn.all_batches
         learn.n_iter = len(learn.dl)
         learn.iter = done-1
-        if self.state['trained'] or done == learn.n_iter:            # only the validation is left
+        if self.state['trained']:                                    # only the validation is left
             self.put_back(); return self.set_rng('now')
         for i,b in enumerate(learn.dl):
             if i >= done: learn.one_batch(i, b)
