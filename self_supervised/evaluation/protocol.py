@@ -343,8 +343,6 @@ def evaluate(
         if (len(bank),len(x)) != (len(d.y),len(d.t)):
             raise ValueError(f"{d.name}: {len(d.y)+len(d.t)-len(bank)-len(x)} images could not be read: make the loaders anew without "
                              "them, as folder_dls(cache=...) does")
-        if not torch.cat([bank, x]).isfinite().all():
-            raise ValueError(f"{d.name}: features of {name_} are not finite, its training has diverged: use a lower rate")
         rows += [dict(data=d.name, features=name_, **o) for o in _figure_rows(d, bank, x, choose_C(bank, d.y, Cs, seed), k, temp)]
     shared = dict(draws=draws, seed=seed, n=n, k=k, temp=temp, Cs=list(Cs), pixels=RawPixels().size, version=self_supervised.__version__)
     return Evaluation(pd.DataFrame(rows), {d.name:{**d.facts, **shared} for d in sets})
