@@ -82,7 +82,9 @@ def _first_conv(enc, n_in, pretrained):
     name,old = first((n,m) for n,m in enc.named_modules() if isinstance(m, nn.Conv2d))
     args = {k:getattr(old, k) for k in ('kernel_size','stride','padding','dilation','padding_mode')}
     new = nn.Conv2d(n_in, old.out_channels, bias=old.bias is not None, **args)
-    if pretrained: new.weight.data = adapt_input_conv(n_in, old.weight.data)
+    if pretrained:
+        new.weight.data = adapt_input_conv(n_in, old.weight.data)
+        if old.bias is not None: new.bias.data = old.bias.data
     enc.set_submodule(name, new)
     if hasattr(enc, 'transform_input'): enc.transform_input = False                 # which is for three
 

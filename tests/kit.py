@@ -6,8 +6,8 @@ from functools import cache, partial
 from typing import Callable, NamedTuple
 
 import pytest, torch
-from fastai.vision.all import (Callback, Categorize, DataLoaders, Datasets, L, Learner, TensorImage, TfmdDL, camel2snake, first, imagenet_stats,
-                               load_learner, noop, set_seed)
+from fastai.vision.all import (Categorize, DataLoaders, Datasets, L, Learner, TensorImage, TfmdDL, camel2snake, imagenet_stats,
+                               load_learner, set_seed)
 from self_supervised.cli import methods
 from self_supervised.vision.all import TextTransformer, Tokens, Words, create_encoder
 

@@ -2,13 +2,13 @@
 import json, math, resource, shutil, struct, warnings, zlib
 
 import numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
-from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
+from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
-from kit import METHODS, dls_of, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
+from kit import METHODS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
 from self_supervised.cli import ssl_finetune, ssl_pretrain
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
-from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, Words, captioned_dls, classifier_learner, create_encoder, decoded_once, encoder_info, evaluate, find_duplicates,
+from self_supervised.vision.all import (KNN, Checkpoint, captioned_dls, classifier_learner, create_encoder, decoded_once, encoder_info, evaluate, find_duplicates,
                                         find_outliers, folder_dls, get_features,
                                         knn_accuracy, labelled_dls, learner_knn, load_encoder, plot_embedding, read_image, save_encoder, show_nearest,
                                         suspicious_labels)

@@ -6,7 +6,7 @@ from packaging.version import Version
 from safetensors.torch import save_file
 from fastai.vision.all import SGD, DataLoaders, Learner, TensorImage, resnet18, xresnet18
 from self_supervised.momentum import MomentumEncoder
-from self_supervised.layers import PoolingType, create_encoder, create_model, create_projection_model, load_encoder, model_splitter, num_features, save_encoder
+from self_supervised.layers import _first_conv, PoolingType, create_encoder, create_model, create_projection_model, load_encoder, model_splitter, num_features, save_encoder
 from self_supervised.training.finetune import layer_lrs, layer_splitter
 from self_supervised.vision.dino import DINO, create_dino_model, get_dino_aug_pipelines
 
@@ -92,6 +92,17 @@ def test_features_are_the_networks_own(arch):
     want = before_the_classes(net, x)
     if want.ndim == 4: want = want.relu().mean((2,3)) if arch == "squeezenet1_1" else want.flatten(1)
     torch.testing.assert_close(enc(x), want)
+
+@pytest.mark.parametrize("n_in", [1,5])
+def test_the_first_convolution_keeps_what_it_learned(n_in):
+    "Of a network with weights: summed over colours, or repeated; and its bias"
+    net = torchvision.models.squeezenet1_1()
+    old = net.features[0]
+    torch.nn.init.normal_(old.bias)
+    _first_conv(net, n_in, True)
+    new = net.features[0]
+    assert torch.equal(new.bias, old.bias) and new.weight.shape[1] == n_in and new.stride == old.stride
+    if n_in == 1: torch.testing.assert_close(new.weight, old.weight.sum(1, keepdim=True))
 
 def test_blocks_with_two_names():
     "Nothing of the caller's module is lost when its width is asked for, in a teacher or in a file (pytorch 164759)"
