@@ -1,4 +1,6 @@
 "Processes are killed, disks are full, files are torn: training goes on exactly, or says why not."
+import contextlib
+import io
 import os
 import random
 import resource
@@ -327,12 +329,34 @@ def test_scale_of_fp16(tmp_path):
     again = fit(learner().resume(tmp_path), 2)
     assert again.scale.last == whole.scale.last > 64 and same(state(again), state(whole))
 
-def test_resume_with_a_progress_bar(tmp_path):
-    "In a later epoch, where fastai's bar would not have begun"
-    left = make('moco', cbs=[Checkpoint(tmp_path), Leave('before_validate', sys.exit)])
-    with pytest.raises(SystemExit): fit(left, 3)
-    again = make('moco').resume(tmp_path); again.fit(3, 1e-3)
-    assert len(again.recorder.values) == 3
+class Bars(Callback):
+    "What the bars of epochs and of batches show, and when they began"
+    order = 110
+    def before_train(self):
+        bar = self.progress.mbar.main_bar
+        self.epochs = getattr(self, 'epochs', [])+[(self.epoch, bar.last_v)]
+        self.began = bar.start_t
+    def after_batch(self): self.batches = getattr(self, 'batches', [])+[(self.iter+1, self.progress.pbar.last_v)]
+
+@pytest.mark.parametrize('epoch', [1,8])
+def test_resume_with_a_progress_bar(tmp_path, epoch):
+    "The bar of epochs goes on where it was, that of batches too, and both with the time that was spent before"
+    class Leaves(Callback):
+        order = 100
+        def after_batch(self):
+            if self.training and (self.epoch,self.iter) == (epoch,6): raise SystemExit
+    dls = lambda: make_dls(n=120)
+    left = make('moco', dls(), cbs=[Checkpoint(tmp_path, every=1), Leaves()])
+    with pytest.raises(SystemExit): fit(left, epoch+2)
+    left.checkpoint.finish()
+    state = read_checkpoint(checkpoints(tmp_path)[-1])
+    write_checkpoint(dict(state, times=[100.]*epoch, elapsed=14.), tmp_path/'later.ckpt')
+    again,start = make('moco', dls(), cbs=[Bars()]).resume(tmp_path/'later.ckpt'),time.time()
+    with contextlib.redirect_stdout(io.StringIO()) as out: again.fit(epoch+2, 1e-3)
+    bars = again.bars
+    assert bars.epochs == [(epoch,epoch),(epoch+1,epoch+1)] and bars.batches[0] == (8,8)
+    assert abs(start-bars.began-100*epoch-14) < 5 and '01:40' in out.getvalue()
+    assert len(again.recorder.values) == epoch+2
 
 def test_resume_twice(moco):
     learn = make('moco').resume(moco).resume(moco)

@@ -137,11 +137,13 @@ class EmbeddingMetric(Metric):
 
 class QueueMetric(EmbeddingMetric):
     "`false_negatives` of the queue among at most `n` validation images"
-    def __init__(self, n:int|None=1000): super().__init__(false_negatives, n, 'false_negs')
+    def __init__(self, n:int|None=1000):
+        super().__init__(false_negatives, n, 'false_negs')
+        self.learn = None
     def accumulate(self, learn):
         super().accumulate(learn)
-        self.queue = get_model(learn.model).queue
-    def figure(self, z): return self.f(z[0], z[1], self.queue.real[0])
+        self.learn = learn
+    def figure(self, z): return self.f(z[0], z[1], get_model(self.learn.model).queue.real[0])
 
 def teacher(learn:Learner) -> float: return teacher_distance(get_model(learn.model))
 

@@ -253,7 +253,7 @@ def training_state(cb:Callback, # A `Checkpoint`
                hps=[{k:_pack(v) for k,v in o.hps.items()} for o in _schedulers(learn)],
                counts={o.name:{k:getattr(o, k) for k in _counts if hasattr(o, k)} for o in counted},
                callbacks={o.name:o.state_dict() for o in learn.cbs if hasattr(type(o), 'state_dict')},  # or it would be the model's
-               elapsed=0. if done or not rec else time.time()-rec.start_epoch,
+               elapsed=0. if done else time.time()-cb.began,
                grads=[p.grad for p in learn.model.parameters()] if any(getattr(o, 'count', 0) for o in counted) else None)
     if rec:
         metrics = learn.metrics if rec.train_metrics and not done else []
@@ -321,6 +321,7 @@ class Checkpoint(FitCallback):
             if err: raise err
             yield
 
+    def before_epoch(self): self.began = time.time()
     def before_train(self): self.trained,self.epoch_rng = None,get_rng(*self.learn.dls.loaders)
     def after_step(self): self.n_steps,self.stepped = self.n_steps+1,True
     def after_batch(self):
@@ -334,7 +335,7 @@ class Checkpoint(FitCallback):
             self.write(state, True)
     def after_epoch(self):
         trained,self.trained,term = self.trained,None,self.asked(True)
-        if getattr(self, 'recorder', None) and self.recorder.add_time: self.times.append(time.time()-self.recorder.start_epoch)
+        self.times.append(time.time()-self.began)
         if trained and (term or (self.epochs and (self.epoch+1) % self.epochs == 0)): self.write(self.state(True), term)
 
     def asked(self, now:bool=False) -> bool:
@@ -438,9 +439,8 @@ class Resumed(Callback):
                                  "exact=False); or leave learn.resume out for a new training, with a Checkpoint in another folder")
             self.load()
             for e,row in enumerate(s.get('recorder', {}).get('values', [])):
-                learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1]]))
-            bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
-            if bar: bar.update(0)                                    # or it has no beginning
+                learn.logger(L(e, *row, *[format_time(t) for t in s['times'][e:e+1] if self.recorder.add_time]))
+            self.show('mbar', 0, sum(s['times'])+s['elapsed'])
             self.rng = 'epoch' if s['iter'] else 'now'
             if s['iter']: learn.all_batches = self.rest_of_epoch
             for learn.epoch in range(s['epoch'], learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
@@ -450,6 +450,15 @@ class Resumed(Callback):
                 warn(f"resume: the fit did not go on to its end; to go on from {self.source}, call learn.resume again")
             raise
         finally: self.leave()
+
+    def show(self, bar:str, val:int, began:float|None=None):
+        "`val` on the `bar` of epochs or batches, which began `began` seconds ago: if it were now, the bar would wait for too many"
+        bar = getattr(getattr(self.learn, 'progress', None), bar, None)
+        if bar is None: return
+        bar.update(val)
+        if began is None: return
+        bar = getattr(bar, 'main_bar', bar)
+        bar.start_t,bar.wait_for = time.time()-began,1
 
     def load(self):
         learn,s = self.learn,self.state
@@ -476,9 +485,11 @@ class Resumed(Callback):
             self.put_back(); return self.set_rng('now')
         for i,b in enumerate(learn.dl):
             if i >= done: learn.one_batch(i, b)
-            elif i == done-1:
+            elif i < done-1: self.show('pbar', i+1)
+            else:
                 self.check_stream(b)
                 self.put_back(); self.set_rng('now')
+                self.show('pbar', done, self.state['elapsed'])
 
     def check_stream(self, b):
         "Say so if a stream is not where it was"
@@ -493,7 +504,9 @@ class Resumed(Callback):
         learn,s = self.learn,deepcopy({k:v for k,v in self.state.items() if k not in ('model','opt','grads')})
         learn.train_iter,learn.pct_train = s['train_iter'],s['pct_train']
         for cb in learn.cbs:
-            if isinstance(cb, Checkpoint): cb.times,cb.n_steps,cb.over = s['times'],s['n_steps'],s['before']
+            if isinstance(cb, Checkpoint):
+                cb.times,cb.n_steps,cb.over = s['times'],s['n_steps'],s['before']
+                cb.began = time.time()-s['elapsed']
             for k,v in s['counts'].get(cb.name, {}).items(): setattr(cb, k, v)
             if cb.name in s['callbacks']: cb.load_state_dict(s['callbacks'][cb.name])
         for cb,hps in zip(_schedulers(learn), s['hps']): cb.hps = {k:v.tolist() for k,v in hps.items()}
@@ -502,7 +515,7 @@ class Resumed(Callback):
             rec.lrs,rec.losses,rec.iters,rec.values = r['lrs'].tolist(),list(r['losses'].unbind()),r['iters'],[L(o) for o in r['values']]
             rec.smooth_loss.count,rec.smooth_loss.val = r['smooth']
             rec.start_epoch = time.time()-s['elapsed']
-            for m,values in zip(learn.metrics, r['metrics']): vars(m).update(values)
+            for m,values in zip(learn.metrics, r['metrics']): vars(m).update({**({'learn':learn} if 'learn' in vars(m) else {}), **values})
 
     def leave(self):
         vars(self.learn).pop('all_batches', None)
