@@ -1,6 +1,8 @@
 "Processes are killed, disks are full, files are torn: training goes on exactly, or says why not."
 import contextlib
+import inspect
 import io
+import itertools
 import os
 import random
 import resource
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest, torch, warm
 from fastai.vision.all import Callback, GradientAccumulation, ParamScheduler, SaveModelCallback, SchedCos, set_seed
+from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, plain, read_checkpoint, write_checkpoint
 from kit import METHODS, dls_of, fit, make, make_dls, same, state
 
@@ -29,14 +32,16 @@ class Tell(Callback):
     def __init__(self, fd): self.fd = fd
     def after_batch(self): os.write(self.fd, b'.')
 
-def train(name, path, epochs=2, every=1, resume=False, cbs=(), n=45, num_workers=0):
+def train(name, path, epochs=2, every=1, resume=False, cbs=(), n=45, num_workers=0, metrics=False, n_acc=0, **kw):
     set_seed(0)                             # a fork seeds Python's random numbers anew
-    learn = make(name, dls_of(name, n=n), path=path, cbs=[*cbs, Steps(), *([Checkpoint(path/name, every=every)] if every else [])])
+    cbs = [*cbs, Steps(), *[GradientAccumulation(n_acc)]*bool(n_acc), *([Checkpoint(path/name, every=every)] if every else [])]
+    learn = make(name, dls_of(name, n=n), path=path, cbs=cbs, **kw)
+    if metrics: learn.metrics,learn.recorder.train_metrics = ssl_metrics(learn, n=20),True
     for dl in learn.dls.loaders: dl.fake_l.num_workers = num_workers
     if resume: learn.resume(path/name, missing_ok=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)
     r = learn.recorder
-    return plain(dict(model=learn.model.state_dict(), values=r.values, losses=r.losses, lrs=r.lrs, iters=r.iters, hps=r.hps)),learn.steps.n
+    return plain(dict(model=learn.model.state_dict(), values=[list(map(repr, o)) for o in r.values], losses=r.losses, lrs=r.lrs, iters=r.iters, hps=r.hps)),learn.steps.n
 
 def child(f):
     "Run `f` in a forked process; gives its id, and where it writes what it tells"
@@ -77,14 +82,17 @@ def finish(f, path):
     assert status(child(save)[0]) == 0
     return torch.load(path, weights_only=True)
 
-def kill(path, *names):
-    torch.set_num_threads(1); path = Path(path)
-    for i,name in enumerate(names):
-        want,n = finish(lambda w: train(name, path, every=None), path/f'{name}.pth')
-        kill_after(lambda w: train(name, path, every=2, cbs=[Tell(w)]), 5+i%3, path/name)
-        got,steps = finish(lambda w: train(name, path, every=2, resume=True), path/f'{name}.pth')
-        equal(got, want, name); assert steps < n
-        print(name, 'goes on exactly')
+HABITS = dict(workers=dict(num_workers=1), metrics=dict(metrics=True), accumulation=dict(n_acc=12))
+
+def kill(path, name, habit, n):
+    "After `n` batches, of which an epoch has four"
+    torch.set_num_threads(1); path,kw = Path(path),dict(HABITS[habit])
+    if habit == 'metrics' and 'whole' in inspect.signature(METHODS[name].cb).parameters: kw['whole'] = True
+    want,steps = finish(lambda w: train(name, path, every=None, **kw), path/f'{name}.pth')
+    kill_after(lambda w: train(name, path, cbs=[Tell(w)], **kw), n, path/name)
+    got,rest = finish(lambda w: train(name, path, resume=True, **kw), path/f'{name}.pth')
+    equal(got, want, name); assert rest < steps
+    print(name, 'goes on exactly')
 
 def soak(path, n=50, seed=0):
     "`n` kills at random moments, many of them while a checkpoint is written"
@@ -150,10 +158,13 @@ def full_disk(path):
     except OSError as e: print('refused:', e)
     assert {o:o.read_bytes() for o in checkpoints(path)} == before
 
-@pytest.mark.parametrize('name', METHODS)
-def test_killed(name, tmp_path):
-    "kill -9 in the middle of an epoch"
-    assert warm.run(kill, tmp_path, name) == f'{name} goes on exactly\n'
+WAYS = list(itertools.product(HABITS, range(4, 8)))               # `make soak` takes all of them for each method
+KILLS = [(name, *way) for i,name in enumerate(METHODS) for way in (WAYS if os.environ.get('SOAK') else [WAYS[5*i%12]])]
+
+@pytest.mark.parametrize('name,habit,n', KILLS)
+def test_killed(name, habit, n, tmp_path):
+    "kill -9 at the end of an epoch or in the middle of the next"
+    assert warm.run(kill, tmp_path, name, habit, n) == f'{name} goes on exactly\n'
 
 @pytest.mark.parametrize('when', [terminate, terminate_validation])
 def test_sigterm(when, tmp_path): warm.run(when, tmp_path)

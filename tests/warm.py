@@ -2,11 +2,12 @@
 
 The server is `multiprocessing`'s. What it forks are processes like any other, with signals, locks and exit codes of their own."""
 import contextlib, os, signal, socket, sys, tempfile, time
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, get_start_method, set_start_method
 from pathlib import Path
 
 here = Path(__file__).parent
 os.environ['PYTHONPATH'] = os.pathsep.join([str(here), str(here.parent), *os.environ.get('PYTHONPATH', '').split(os.pathsep)])
+usual = get_start_method()
 context = get_context('forkserver')
 context.set_forkserver_preload(['preload'])
 
@@ -22,6 +23,7 @@ def _begin(f, args, out, err, cwd, env):
     for path,fd in ((out,1), (err,2)):
         file = os.open(path, os.O_WRONLY|os.O_CREAT|os.O_APPEND)
         os.dup2(file, fd); os.close(file)
+    set_start_method(usual, force=True)                            # a server's child would begin loader workers by a server, too
     os.environ.update(env)
     os.chdir(cwd)
     f(*args)

@@ -68,6 +68,13 @@ class Distill(QueueMixin, SSLCallback):
         "An exported learner has no teacher"
         return {**vars(self), **(dict(teacher=None, of_image={}) if FileTransform.exporting else {})}
 
+    def state_dict(self) -> dict:
+        "Features of whole images, for a checkpoint: in other batches they would be others in the last bit"
+        keys = torch.from_numpy(np.array(list(self.of_image), dtype=np.uint64).view(np.int64))
+        return dict(keys=keys, features=torch.stack([*self.of_image.values()])) if self.of_image else {}
+    def load_state_dict(self, state:dict):
+        if state: self.of_image = dict(zip(state['keys'].numpy().view(np.uint64).tolist(), state['features']))
+
     def check_setup(self):
         super().check_setup()
         model = get_model(self.learn.model)
