@@ -13,13 +13,13 @@ from scipy.stats import t as student_t
 from sklearn.model_selection import train_test_split
 from torch.optim.swa_utils import update_bn
 from xxhash import xxh3_64_hexdigest
-from fastprogress import progress_bar
 from fastai.vision.all import *
 import self_supervised
 from ..augmentations import no_random_change, norm_stats
 from ..callback import SSLCallback
 from ..data import few_labels, is_class, label_vocab
-from .features import _first_label, _how_trained, is_labelled, fit_probe, get_features, item_labels, knn_accuracy
+from ..images import late_bar
+from .features import Probe, _first_label, _how_trained, is_labelled, get_features, item_labels, knn_accuracy
 from ..layers import create_encoder, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
@@ -76,8 +76,9 @@ def choose_C(
     classes,counts = y.unique(return_counts=True)
     if counts.min() < 2: return 1.
     fit,held = train_test_split(np.arange(len(y)), test_size=max(len(y)//5, len(classes)), random_state=seed, stratify=y.numpy())
-    x,y = bank.double().numpy(),y.numpy()
-    return max(sorted(Cs), key=lambda C: fit_probe(x[fit], y[fit], C).score(x[held], y[held]))
+    probe,Cs = Probe(bank[fit], y[fit]),sorted(Cs)
+    scores = [probe.fit(C).score(bank[held], y[held]) for C in late_bar(Cs, 'linear probe')]
+    return Cs[np.argmax(scores)]
 
 def linear_probe(
     bank:Tensor, y:Tensor, # (n, d) features and their (n,) labels
@@ -85,7 +86,7 @@ def linear_probe(
     C:float=1. # Inverse strength of the L2 regularisation, see `choose_C`
 ) -> float:
     "Accuracy of logistic regression on standardised features"
-    return fit_probe(bank.double().numpy(), y.numpy(), C).score(x.double().numpy(), targ.numpy())
+    return Probe(bank, y).fit(C).score(x, targ)
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #7cf54366
 class _Chosen:
@@ -96,6 +97,7 @@ class _Chosen:
         if hasattr(dl, 'new'): self.dl = dl.new(ds, shuffle=False, drop_last=False, get_idxs=partial(list, idxs))
         else: self.dl = torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), batch_size=dl.batch_size, collate_fn=dl.collate_fn)
     def __iter__(self): return iter(self.dl)
+    def __len__(self): return len(self.dl)
 
 _as_is = dict(stats=([0.],[1.]))
 
@@ -275,7 +277,7 @@ def _figure_rows(data, bank, x, C, k, temp):
     "Every figure of features: with all labels, and the draws of each number of few"
     for size,masks in {'all':[slice(None)], **data.masks}.items():
         c,accs = C if size == 'all' else 1.,[]
-        for m in masks:
+        for m in late_bar(masks, 'few labels'):
             known = bank[m],data.y[m],x,data.t
             accs.append((knn_accuracy(*known, k, temp), linear_probe(*known, c), class_mean_accuracy(*known)))
         for figure,a in zip(_figures, map(list, zip(*accs))):
@@ -338,7 +340,8 @@ def evaluate(
     fresh = _with_statistics(untrained_encoder(model, seed) if untrained is None else untrained, sets[0], how, seed)
     judged = dict(zip((*_baselines, name or _name(method, own and dls is encoder.dls)), (RawPixels(), fresh, model)))
     todo,rows = list(itertools.product(sets, judged.items())),[]
-    for d,(name_,f) in progress_bar(todo, leave=False) if max(len(d.y)+len(d.t) for d in sets) > 5000 else todo:
+    for d,(name_,f) in todo:
+        for o in d.loaders: o.text = f'features: {name_}'
         bank,x = (get_features(f, o, **how)[0] for o in d.loaders)
         if (len(bank),len(x)) != (len(d.y),len(d.t)):
             raise ValueError(f"{d.name}: {len(d.y)+len(d.t)-len(bank)-len(x)} images could not be read: make the loaders anew without "
