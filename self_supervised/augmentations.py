@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_view', 'check_size', 'get_batch_augs',
            'get_multi_aug_pipelines', 'get_asymmetric_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views',
-           'make_views', 'assert_aug_pipelines', 'get_norm', 'norm_stats', 'pipelines_at', 'decode_views',
-           'no_random_change', 'show_views', 'whole_views', 'WholeViews']
+           'make_views', 'assert_aug_pipelines', 'get_norm', 'norm_stats', 'pipelines_at', 'visible', 'TensorBands',
+           'decode_views', 'no_random_change', 'show_views', 'whole_views', 'WholeViews']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
 import warnings
@@ -259,6 +259,14 @@ def pipelines_at(pipes:list, size:tuple|None=None, stats:tuple|None=None) -> lis
         else: view.stats,view.norm = stats_,norm
     return res
 
+def visible(im:Tensor) -> Tensor: # (3, H, W) or (1, H, W)
+    "What of an image (C, H, W) can be drawn: its first three channels, or the first alone"
+    return im[:3] if len(im) >= 3 else im[:1]
+
+class TensorBands(TensorImage):
+    "An image of any number of channels, which fastai's `show_batch` can draw"
+    def show(self, ctx=None, **kwargs): return show_image(visible(self), ctx=ctx, **{**self._show_args, **kwargs})
+
 def decode_views(pipe:Pipeline, x:Tensor) -> Tensor:
     "Views of `pipe` as one would look at them: normalisation undone, in [0,1]"
     norm,x = get_norm(pipe),TensorImage(x.detach().float())
@@ -288,7 +296,7 @@ def show_views(
     axs = subplots(len(x), len(views), imsize=imsize, **kwargs)[1].reshape(len(x), len(views))
     for j,(p,v) in enumerate(zip(aug_pipelines, views)):
         for i,o in enumerate(decode_views(p, v).cpu()):
-            show_image(o[:3] if len(o) >= 3 else o[:1], ctx=axs[i,j], cmap='gray', vmin=0, vmax=1, title=f"view {j+1}" if not i else None)
+            show_image(visible(o), ctx=axs[i,j], cmap='gray', vmin=0, vmax=1, title=f"view {j+1}" if not i else None)
             if describe and drawn[j]: axs[i,j].set_title(describe_view(drawn[j], i).replace(', ', '\n'), fontsize=6)
     return axs
 

@@ -73,6 +73,11 @@ class GatherDL(TfmdDL):
             ys = [o[b] if isinstance(o, Tensor) else self.do_batch([o[i] for i in b]) for o in labels]
             yield (image(torch.from_numpy(reader.cache.images[rows[b]])),*ys)
 
+    def show_batch(self, b=None, max_n:int=9, ctxs:list|None=None, **kwargs):
+        "fastai's; it would draw images with texts one below the other"
+        if ctxs is None and getattr(self.dataset, 'n_inp', 1) > 1: ctxs = get_grid(min(max_n, self.bs))
+        return super().show_batch(b, max_n, ctxs, **kwargs)
+
 # %% ../nbs/06_data.ipynb #c1050f77
 def _cycle(rng, idxs, n):
     "`n` of `idxs` in random order, all of them once before any of them twice"
@@ -367,7 +372,7 @@ def image_dls(
     keep = np.ones(len(x), bool); keep[trn] = few_labels(np.asarray(y)[trn], n_labels, seed)
     lbls = [str(o) if k else 'unsup' for o,k in zip(y,keep)]
     vocab = [str(o) for o in vocab or sorted(set(y))] + ([] if n_labels is None else ['unsup'])
-    x = (TensorImageBW if x.shape[1] == 1 else TensorImage)(x)
+    x = {1:TensorImageBW, 3:TensorImage}.get(x.shape[1], TensorBands)(x)
     tfms = [[ItemGetter(0)], [ItemGetter(1), Categorize(vocab, sort=False)]]
     dsets = Datasets(list(zip(x, lbls)), tfms, splits=(L(trn.tolist()),L(val.tolist())))
     args = dict(bs=bs, num_workers=0, device=device)

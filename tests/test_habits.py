@@ -1,17 +1,18 @@
 "Data and habits of strangers: labels of every kind, texts without words, images that are none, weights that are no numbers, caches that others cut."
-import json, math, resource, shutil, struct, warnings, zlib
+import json, math, re, resource, shutil, struct, warnings, zlib
 
-import numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
-from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
+from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
 from kit import METHODS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
 from self_supervised.cli import ssl_finetune, ssl_pretrain
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
-from self_supervised.vision.all import (KNN, Checkpoint, captioned_dls, classifier_learner, create_encoder, decoded_once, encoder_info, evaluate, find_duplicates,
-                                        find_outliers, folder_dls, get_features,
-                                        knn_accuracy, labelled_dls, learner_knn, load_encoder, plot_embedding, read_image, save_encoder, show_nearest,
-                                        suspicious_labels)
+from self_supervised.vision.all import (KNN, Checkpoint, SimCLR, captioned_dls, classifier_learner, create_encoder, create_simclr_model,
+                                        decoded_once, encoder_info, evaluate, find_duplicates, find_outliers, folder_dls, get_features,
+                                        get_simclr_aug_pipelines, image_dls, knn_accuracy, labelled_dls, learner_knn, load_encoder,
+                                        plot_embedding, plot_map, read_image, save_encoder, show_activations, show_found,
+                                        show_hard_negatives, show_nearest, suspicious_labels)
 from self_supervised.training.checkpoint import checkpoints, read_checkpoint
 
 # labels
@@ -380,3 +381,32 @@ def test_one_command_does_not_replace_what_another_wrote(tmp_path):
     (tmp_path/'metrics.csv').write_text('old')
     with pytest.raises(ValueError, match='holds a pretraining'): ssl_finetune('digits', tmp_path/'e.safetensors', out=tmp_path)
     assert (tmp_path/'metrics.csv').read_text() == 'old'
+
+# images of other channels, drawn
+
+@pytest.mark.parametrize('c', [2,4,5])
+def test_pictures_of_any_channels(c):
+    "Every picture shows the first three channels, or the first alone"
+    x = torch.rand(30, c, 16, 16)
+    dls = image_dls(x, [0,1]*15, bs=8, device='cpu')
+    encoder = create_encoder('test_resnet', False, c)
+    z,y = get_features(encoder, dls.valid, size=16, stats=([0.]*c,[1.]*c))
+    held,drawn = x[:len(z)],[]
+    learn = Learner(dls, create_simclr_model(encoder), cbs=SimCLR(get_simclr_aug_pipelines(16, jitter=False, bw=False, stats=None)))
+    for f in (dls.show_batch, lambda: learn.sim_clr.show(n=2), lambda: show_nearest(dls.valid_ds, z, 2, 2), lambda: show_nearest(held, z, 2, 2),
+              lambda: plot_map(z, images=(held*255).byte()), lambda: show_hard_negatives(learn, n=2), lambda: show_activations(learn, held[:2]),
+              lambda: show_found(find_outliers(z, k=3), held), lambda: classifier_learner(encoder, dls).show_results()):
+        plt.close('all')
+        f()
+        plt.gcf().canvas.draw()
+        drawn += [np.shape(im.get_array()) for ax in plt.gcf().axes for im in ax.images]
+    assert len(drawn) > 50 and {s[2] if len(s) == 3 else 1 for s in drawn} == ({1} if c == 2 else {1,3})    # maps have one
+
+def test_texts_are_shown_with_their_images(tmp_path):
+    files = [f'{i}.png' for i in range(12)]
+    for i,f in enumerate(files): PIL.Image.fromarray((image(i).permute(1, 2, 0)*255).byte().numpy()).save(tmp_path/f)
+    dls = captioned_dls(tmp_path, pd.DataFrame(dict(file=files, text=[f'Photo of thing {i}' for i in range(12)])), size=16, bs=4, num_workers=0)
+    plt.close('all')
+    dls.show_batch()
+    titles = [ax.get_title() for ax in plt.gcf().axes if ax.images]
+    assert len(plt.get_fignums()) == 1 and len(titles) == 4 and all(re.fullmatch(r'photo of thing \d+', o) for o in titles)

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from fastai.vision.all import *
+from ..augmentations import visible
 from ..images import read_image, resized, to_8bit
 from ..views import view_map, warp
 from .features import get_features, spread
@@ -64,7 +65,7 @@ def _picture(images, i):
     if isinstance(im, PIL.Image.Image): return im
     if not isinstance(im, Tensor) or im.ndim != 3:
         raise TypeError(f"images: image {i} must be a file, a PIL image or a tensor (c, h, w), got {type(im).__name__}")
-    im = im[:3] if len(im) >= 3 else im[:1]
+    im = visible(im)
     if im.is_floating_point():
         if im.min() < 0 or im.max() > 1: raise ValueError(f"images: image {i} is not in [0,1]; give images that are not normalised")
         im = (im*255).round().byte()

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
-from ..augmentations import ToImageBatch, decode_views, no_random_change, whole_views
+from ..augmentations import ToImageBatch, decode_views, no_random_change, visible, whole_views
 from ..callback import SSLCallback, replacing
 from ..data import label_vocab
 from .features import _channels, _how_trained, classes_only, get_features
@@ -37,7 +37,7 @@ def _grid(axs, rows, cols, imsize):
 
 def _draw(im, ax, title=None, color='black', **kwargs):
     "An image (C, H, W) in [0,1] with a small title"
-    show_image((im[:3] if len(im) >= 3 else im[:1]).permute(1,2,0).cpu().numpy(), ctx=ax, cmap='gray', vmin=0, vmax=1, **kwargs)
+    show_image(visible(im).permute(1,2,0).cpu().numpy(), ctx=ax, cmap='gray', vmin=0, vmax=1, **kwargs)
     if title: ax.set_title(title, fontsize=8, color=color)
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #f77be45e
@@ -151,7 +151,7 @@ def _look(c):
 def _thumbnail(im, at, color, ax, imsize=.25):
     "An image, `imsize` inches high, with a frame"
     im = im if isinstance(im, Tensor) else image2tensor(im)
-    im = im[:3].permute(1,2,0).cpu().numpy() if len(im) >= 3 else im[0].cpu().numpy()
+    im = visible(im).permute(1,2,0).cpu().numpy()
     box = OffsetImage(im, zoom=72*imsize/len(im), cmap='gray')
     ax.add_artist(AnnotationBbox(box, at, pad=.1, bboxprops=dict(edgecolor=color)))
 

@@ -41,12 +41,18 @@ class Tokens(DisplayedTransform):
         else: ids = self.tokenizer.encode(text)
         ids = list(getattr(ids, 'ids', ids))[:self.length]
         return tensor(ids + [self.pad]*(self.length-len(ids)))
+    def decodes(self, o:Tensor) -> TitledStr:
+        ids = [int(i) for i in o if i != self.pad]
+        return TitledStr(getattr(self.tokenizer, 'decode', str)(ids))
 
 class Words:
     "The simplest tokenizer: a number for each word that is in `texts`; 0 fills up, 1 is any other word"
     def __init__(self, texts:list): self.number = {w:i+2 for i,w in enumerate(sorted({w for t in texts for w in self.split(t)}))}
     def split(self, text:str) -> list: return re.findall(r"\w+", text.lower())
     def encode(self, text:str) -> list: return [self.number.get(w, 1) for w in self.split(text)]
+    def decode(self, ids:list) -> str:
+        words = {i:w for w,i in self.number.items()}
+        return ' '.join(words.get(i, '?') for i in ids)
     def __len__(self): return len(self.number)+2
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190008
