@@ -8,13 +8,13 @@ __all__ = ['check_momentum', 'momentum_at', 'MomentumEncoder', 'EmbeddingQueue']
 # %% ../nbs/04_momentum.ipynb #b5955830
 import torch
 import torch.nn.functional as F
-from copy import deepcopy
 from math import cos, pi
 from numbers import Real
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
+from .layers import copied
 
 # %% ../nbs/04_momentum.ipynb #e65e6b0e
 def check_momentum(m:float|tuple):
@@ -35,7 +35,7 @@ class MomentumEncoder(nn.Module):
     "A frozen copy of `student`, taken when it is built, that follows it without its random layers; attributes are the copy's"
     def __init__(self, student:nn.Module):
         super().__init__()
-        self.module = deepcopy(student).requires_grad_(False)
+        self.module = copied(student).requires_grad_(False)
         for m in self.module.modules():
             if isinstance(m, (_DropoutNd,StochasticDepth)): m.p = 0.
             elif isinstance(m, DropPath): m.drop_prob = 0.
@@ -45,7 +45,7 @@ class MomentumEncoder(nn.Module):
         "What is random in training, e.g. dropped patches, is left out: layers without running statistics stay in evaluation mode"
         super().train(False)
         for m in self.module.modules():
-            if hasattr(m, 'running_var'): m.train(mode)
+            if any(n in m._buffers for n in ('running_var','_u','weight_u')): m.train(mode)    # of batch and spectral norms
         self.training = mode
         return self
 

@@ -4,9 +4,10 @@ import json, math, re, resource, shutil, struct, warnings, zlib
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
-from kit import METHODS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
+from kit import METHODS, TEACHERS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
 from self_supervised.cli import ssl_finetune, ssl_pretrain
 from self_supervised.evaluation.alarms import Alarms
+from self_supervised.layers import encoder_nf
 from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
 from self_supervised.vision.all import (KNN, Checkpoint, SimCLR, captioned_dls, classifier_learner, create_encoder, create_simclr_model,
                                         decoded_once, encoder_info, evaluate, find_duplicates, find_outliers, folder_dls, get_features,
@@ -410,3 +411,41 @@ def test_texts_are_shown_with_their_images(tmp_path):
     dls.show_batch()
     titles = [ax.get_title() for ax in plt.gcf().axes if ax.images]
     assert len(plt.get_fignums()) == 1 and len(titles) == 4 and all(re.fullmatch(r'photo of thing \d+', o) for o in titles)
+
+# models of others
+
+@pytest.mark.parametrize('norm', [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize('name', TEACHERS)
+@pytest.mark.filterwarnings('ignore')
+def test_normalised_weights_under_a_teacher(name, norm):
+    "Which are computed from others: the teacher computes its own"
+    model = METHODS[name].model(create_encoder('test_resnet', False))
+    layer,lin = [(n,m) for n,m in model.named_modules() if n.startswith('projector') and isinstance(m, torch.nn.Linear)][-1]
+    model.set_submodule(layer, norm(torch.nn.Linear(lin.in_features, lin.out_features)))
+    model.projector.train()(torch.rand(4, model.encoder.nf))                        # as one does who looks whether it works
+    learn = fit(make(name, model=model))
+    z = torch.rand(4, model.encoder.nf)
+    student,teacher = learn.model.projector.eval(),learn.model.encoder_k.module.projector.eval()
+    assert teacher(z).isfinite().all() and not torch.equal(teacher(z), student(z))
+    teacher.load_state_dict(student.state_dict())
+    assert torch.equal(teacher(z), student(z))                                      # nothing of it is kept elsewhere
+
+class OfVectors(torch.nn.Module):
+    "Takes images of one size alone"
+    def __init__(self, c, size, nf=16):
+        super().__init__()
+        self.f = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(c*size*size, nf))
+    def forward(self, x): return self.f(x)
+
+@pytest.mark.parametrize('encoder,c', [(OfVectors(1, 32), 1), (OfVectors(3, 32), 3), (torch.nn.Sequential(torch.nn.GroupNorm(1, 5), torch.nn.Conv2d(5, 16, 3), torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten()), 5)])
+@each
+def test_encoders_of_other_images(name, encoder, c):
+    "Their width is found by images that they take"
+    assert encoder_nf(METHODS[name].model(encoder).encoder) == 16
+
+def test_an_encoder_whose_width_cannot_be_found():
+    encoder = OfVectors(3, 17)
+    with pytest.raises(ValueError, match=r'encoder\.nf ='): create_simclr_model(encoder)
+    encoder.nf = 16
+    learn = fit(Learner(make_dls(), create_simclr_model(encoder), cbs=SimCLR(get_simclr_aug_pipelines(17))))
+    assert get_features(learn)[0].shape == (12,16) and len(evaluate(learn, labels=(1,), Cs=(1.,)).df)

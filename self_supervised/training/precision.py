@@ -82,7 +82,7 @@ def bf16_gain(
     "How many times as fast a forward and backward pass of `encoder` is in bfloat16 as in fp32"
     dev = x.device.type
     if _emulates(dev) or dev == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False): return 0.
-    enc = deepcopy(encoder).train()
+    enc = copied(encoder).train()
     def seconds(bf16):
         t = time.perf_counter()
         with autocast(dev, dtype=torch.bfloat16, enabled=bf16): y = enc(x)
