@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_view', 'check_size', 'get_batch_augs',
            'get_multi_aug_pipelines', 'get_asymmetric_aug_pipelines', 'get_multi_crop_pipelines', 'draw_views',
-           'make_views', 'assert_aug_pipelines', 'get_norm', 'norm_stats', 'pipelines_at', 'visible', 'TensorBands',
-           'decode_views', 'no_random_change', 'show_views', 'whole_views', 'WholeViews']
+           'make_views', 'assert_aug_pipelines', 'get_norm', 'norm_stats', 'pipelines_at', 'visible', 'as_title',
+           'TensorBands', 'decode_views', 'no_random_change', 'show_views', 'whole_views', 'WholeViews']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
 import warnings
@@ -262,6 +262,8 @@ def pipelines_at(pipes:list, size:tuple|None=None, stats:tuple|None=None) -> lis
 def visible(im:Tensor) -> Tensor: # (3, H, W) or (1, H, W)
     "What of an image (C, H, W) can be drawn: its first three channels, or the first alone"
     return im[:3] if len(im) >= 3 else im[:1]
+
+def as_title(o:object) -> str: return str(o).replace('$', r'\$')          # or matplotlib would set a formula
 
 class TensorBands(TensorImage):
     "An image of any number of channels, which fastai's `show_batch` can draw"

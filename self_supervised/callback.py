@@ -159,6 +159,8 @@ def check_learner(cb:Callback):
         raise ValueError("views are made of images in [0,1]: remove Normalize from the DataLoaders' batch_tfms and give its stats to "
                          "aug_pipelines, "
                          "or they are normalised twice")
+    if len(learn.dls.loaders) == 1:
+        raise ValueError("dls: there is no loader for validation: hold some images out, as folder_dls does")
     for o in learn._grab_cbs((MixHandler,FetchPredsCallback)):
         why = 'makes views of whole images, and has no use for mixed labels'
         if isinstance(o, FetchPredsCallback): why = 'has no predictions to fetch'

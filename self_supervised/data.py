@@ -136,9 +136,18 @@ class GivenLabel(FileTransform):
 
 def _read_table(path):
     "A CSV file, with commas, semicolons or tabs, or a sheet of Excel, as text"
-    if Path(path).suffix.lower() in ('.xlsx','.xls'): return pd.read_excel(path, dtype=str, keep_default_na=False, na_values=[''])
-    with open(path, errors='replace') as f: first_line = f.readline()
-    return pd.read_csv(path, dtype=str, sep=max(',;\t', key=first_line.count), keep_default_na=False, na_values=[''])
+    as_text = dict(dtype=str, keep_default_na=False, na_values=[''])
+    if Path(path).suffix.lower() in ('.xlsx','.xls'): return pd.read_excel(path, **as_text)
+    text = _decoded(Path(path).read_bytes(), path)
+    if not text.strip(): raise ValueError(f"table: {path} is empty")
+    return pd.read_csv(io.StringIO(text), sep=max(',;\t', key=text.partition('\n')[0].count), **as_text)
+
+def _decoded(raw, path):
+    "Text of a table, in Unicode or, which is said, in Windows' encoding"
+    if raw[:2] in (b'\xff\xfe',b'\xfe\xff'): return raw.decode('utf-16')
+    try: return raw.decode('utf-8-sig')
+    except UnicodeDecodeError: warn(f"table: {path} is no UTF-8 and is read as cp1252, Windows' own: save it as UTF-8 if names look wrong")
+    return raw.decode('cp1252', 'replace')
 
 def _plain(name):
     "A path as it is compared: other systems write it with \\ or in other Unicode"
@@ -147,6 +156,7 @@ def _plain(name):
 def _table_rows(df, files, root, cols, what):
     "File and value of each row of a table, from a column of names and one of values, which an error calls `what`"
     if not isinstance(df, pd.DataFrame): df = _read_table(df)
+    if not len(df): raise ValueError(f"{what}: the table has the columns {list(df.columns)} and no rows")
     arg = dict(texts='text_cols').get(what, 'cols')
     if isinstance(cols, str) or len(cols) != 2: raise ValueError(f"{arg} must be two columns, of file names and of {what}, got {cols!r}")
     missing = [c for c in cols if (c not in df.columns if isinstance(c, str) else c >= df.shape[1])]

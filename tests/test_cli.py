@@ -153,7 +153,7 @@ def test_few_images_of_12_bits(tmp_path, typed):
     f = tmp_path/'slides'/'0.png'
     im = TensorImageBW(torch.from_numpy(np.array(read_image(f, 32, n_in=1, white=4095)))[None,None])
     x = NormalizeViews.from_stats(*enc.info['stats'], cuda=False)(im.float()/255)
-    torch.testing.assert_close(torch.tensor(df.loc[str(f)].to_numpy()), enc.eval()(x.as_subclass(torch.Tensor))[0], atol=1e-5, rtol=1e-4, check_dtype=False)
+    torch.testing.assert_close(torch.tensor(df.loc[f.name].to_numpy()), enc.eval()(x.as_subclass(torch.Tensor))[0], atol=1e-5, rtol=1e-4, check_dtype=False)
     typed('ssl_views', tmp_path/'slides', '--white', 4095, '--n-in', 1, '--size', 32, '--out', tmp_path/'v.png')
 
 def test_a_table_of_few_labels(photos, tmp_path, typed):

@@ -11,7 +11,7 @@ __all__ = ['knn_predict', 'knn_accuracy', 'n_inputs', 'label_of', 'get_features'
 from contextlib import nullcontext
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, norm_stats, whole_views
-from ..images import ReadImage, find_images, late_bar, readable
+from ..images import ReadImage, check_writable, find_images, late_bar, readable
 from ..collectives import *
 from ..layers import encoder_n_in, evaluating
 from ..data import is_class, label_list, label_vocab
@@ -142,6 +142,7 @@ def get_features(
     if W > 1: share_buffers(dict(f.named_buffers()))        # BatchNorm's running statistics, as DDP does before its next forward
     ds = learn.dls[ds_idx].dataset
     items = range(len(ds)) if items is None else [int(i) for i in items]
+    if not items: raise ValueError(f"ds_idx={ds_idx}: there are no {('training','validation')[ds_idx]} images to compute features of")
     x,y = _run(f, _whole_loader(learn.dls.valid, W, r, ds, items), device, size, norm, n_inputs(learn))
     n = sum(all_sizes(len(x), x.device)) if W > 1 else len(x)
     if n != len(items):
@@ -160,22 +161,31 @@ def embed(
     to:str|Path|None=None, # Write to this file, `.parquet` or `.npz`
     size:int|tuple|None=None, stats:tuple|None=None, # As in `get_features`
     bs:int=64, # Images per batch
-    on_error:str='skip' # 'raise' stops at files that cannot be read, 'skip' names them in a warning and leaves them out
+    on_error:str='skip', # 'raise' stops at files that cannot be read, 'skip' names them in a warning and leaves them out
+    root:str|Path|None=None # Folder within which files are named, as in a table of labels; None names them as they are given
 ) -> pd.DataFrame: # Column `file`, then `f0`, `f1`, … of float32
     "Features of image files"
     to = to and Path(to)
     if to and to.suffix not in ('.parquet','.npz'): raise ValueError(f"to must end in .parquet or .npz, got {str(to)!r}")
-    if to: to.parent.mkdir(parents=True, exist_ok=True)
+    if to: check_writable(to.parent, 'to')
     files,_ = readable(_files(paths), on_error)
     own = isinstance(encoder, Learner)
     f = get_model(encoder.model).encoder if own else encoder
     size,norm = _how_trained(encoder, size, stats)
     dl = _file_loader(files, size, _channels(f), _reading(encoder), bs, on_error == 'skip')
     x,i = _run(f, dl, next(f.parameters()).device, size, norm, bar=True)
-    names = [os.fsencode(files[o]).decode('utf-8', 'backslashreplace') for o in i]               # not all names are text
+    named = [os.path.relpath(files[o], root) if root else files[o] for o in i]
+    names = [os.fsencode(o).decode('utf-8', 'backslashreplace') for o in named]                  # not all names are text
     df = pd.concat([pd.Series(names, name='file'), pd.DataFrame(x.cpu().numpy()).add_prefix('f')], axis=1)
-    if to and to.suffix == '.parquet': df.to_parquet(to)
-    elif to: np.savez(to, files=df.file.to_numpy(str), features=x.cpu().numpy())
+    if not to: return df
+    to.parent.mkdir(parents=True, exist_ok=True)
+    new = to.with_name(f'.{to.name}.new{to.suffix}')                         # a disk that is full leaves the table that was there
+    try:
+        if to.suffix == '.parquet': df.to_parquet(new)
+        else: np.savez(new, files=df.file.to_numpy(str), features=x.cpu().numpy())
+        os.replace(new, to)
+    except OSError as e: raise OSError(f"to: {to} cannot be written ({e}); what was there before still is") from e
+    finally: new.unlink(missing_ok=True)
     return df
 
 # %% ../../nbs/70_evaluation.features.ipynb #14b235e0
@@ -342,7 +352,11 @@ class KNN(SampleMetric):
     ):
         super().__init__(n, unsup_class_id, sample)
         store_attr('k,temp,top')
-    def figure(self, bank, y, x, t): return knn_accuracy(bank, y, x, t, self.k, self.temp, self.top)
+    def figure(self, bank, y, x, t):
+        if self.k > y.unique(return_counts=True)[1].min() == 1 and not self.told:
+            warn(f"{self.name}: k is 1 and not {self.k}, as a class has a single labelled image: label a few more of it")
+            self.told = True
+        return knn_accuracy(bank, y, x, t, self.k, self.temp, self.top)
     @property
     def name(self): return 'knn' if self.top == 1 else f'knn_top{self.top}'
 

@@ -8,7 +8,7 @@ __all__ = ['nearest', 'show_nearest']
 # %% ../../nbs/71_evaluation.neighbours.ipynb #d05167e6
 from importlib.util import find_spec
 from fastai.vision.all import *
-from ..augmentations import no_random_change, visible
+from ..augmentations import as_title, no_random_change, visible
 from ..images import read_image
 from .features import label_of, n_inputs
 
@@ -79,7 +79,7 @@ def show_nearest(
             if labels is not None: y = labels[i]
             if isinstance(y, Tensor): y = vocab[int(y)] if vocab is not None else int(y)
             if not j: wanted = y
-            title = f"{'image ' + str(q) if not j else format(sims[j-1], '.2f')}" + (f"\n{y}" if y is not None else '')
+            title = f"{'image ' + str(q) if not j else format(sims[j-1], '.2f')}" + (f"\n{as_title(y)}" if y is not None else '')
             show_image(visible(im) if isinstance(im, Tensor) else im, ctx=ax[j], cmap='gray')
             known = not {y, wanted} & {'unsup', -1, None}
             ax[j].set_title(title, fontsize=8, color='red' if known and y != wanted else 'black')

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
-from ..augmentations import ToImageBatch, decode_views, no_random_change, visible, whole_views
+from ..augmentations import ToImageBatch, as_title, decode_views, no_random_change, visible, whole_views
 from ..callback import SSLCallback, replacing
 from ..data import label_vocab
 from .features import _channels, _how_trained, classes_only, get_features
@@ -111,7 +111,7 @@ def show_hard_negatives(
     y,unsup,vocab = _classes(learn, y)
     df = hard_negatives(z, y, k, unsup)
     ims,n = [decode_views(p, v).cpu() for p,v in zip(learner_method(learn).aug_pipelines, views)],min(n, z.shape[1])
-    def name(i): return '' if y is None else f"\n{int(y[i]) if vocab is None else vocab[int(y[i])]}"
+    def name(i): return '' if y is None else f"\n{as_title(int(y[i]) if vocab is None else vocab[int(y[i])])}"
     axs = _grid(axs, n, 2+k, imsize)
     for (i,mine),ax in zip(df.groupby('image'), axs):
         _draw(ims[0][i], ax[0], f"image {i}{name(i)}")
@@ -176,10 +176,11 @@ def plot_map(
     ax,classes = _axis(ax, 5, 5),np.unique(y)
     for c in classes:
         color,marker = _look(c)
-        ax.scatter(*z[y==c].T, s=8, label='no label' if c < 0 else str(c if vocab is None else vocab[c]), color=color, marker=marker)
+        ax.scatter(*z[y==c].T, s=8, label='no label' if c < 0 else as_title(c if vocab is None else vocab[c]), color=color, marker=marker)
     for i,at,c in zip(drawn, z, y) if images is not None else (): _thumbnail(_image(images, int(i))[0], at, _look(c)[0], ax)
     ax.set(xticks=[], yticks=[], xlabel=names[0], ylabel=names[1])
-    if len(classes) > 1: ax.legend(fontsize=7, markerscale=2, loc='best', ncols=1+len(classes)//25)
+    points = ax.collections[-len(classes):]                            # given, as a legend leaves out names like _x
+    if len(classes) > 1: ax.legend(points, [o.get_label() for o in points], fontsize=7, markerscale=2, loc='best', ncols=1+len(classes)//25)
     return ax
 
 def plot_embedding(learn:Learner, ds_idx:int=1, n:int=1000, seed:int=0, ax:plt.Axes|None=None) -> plt.Axes:

@@ -217,17 +217,21 @@ def _course(rows, evaluation) -> str:
 # %% ../../nbs/76_evaluation.report.ipynb #2e1ce99d
 def _looks(learn, alarms, n) -> str:
     "Pictures of embeddings and features"
-    features,y = get_features(learn)
+    ds,items,what = learn.dls.valid_ds,None,'Validation'
+    if not len(ds): ds,what = learn.dls.train_ds,'Training'
+    if what == 'Training': items = np.linspace(0, len(ds)-1, min(n, len(ds))).astype(int).tolist()
+    features,y = get_features(learn, int(items is None), items=items)
+    ds = ds if items is None else torch.utils.data.Subset(ds, items)
     vocab,k = label_vocab(learn.dls),min(4, len(features)-1)
     positives = 'two views of one image' if learner_method(learn).n_inp == 1 else 'an image and its text'
     res = [_picture(lambda: plot_similarities(learn),
                     f'Cosine similarities of training images behind the projector: {positives} (positives), and those of '
                     'different images (negatives, among them images of one class)'),
-           _picture(lambda: show_nearest(learn.dls.valid_ds, features, min(4, len(features)), k=k),
-                    'Validation images drawn at random, left, and those whose features are nearest, with their similarity; red is another '
+           _picture(lambda: show_nearest(ds, features, min(4, len(features)), k=k),
+                    f'{what} images drawn at random, left, and those whose features are nearest, with their similarity; red is another '
                     'class, where both have one'),
            _picture(lambda: plot_map(features, classes_only(learn, y), 'tsne' if len(features) > 10 else 'pca', vocab, n=n),
-                    'Map of validation images by features')]
+                    f'Map of {what.lower()} images by features')]
     looks = getattr(alarms, 'looks', [])
     looks = [looks[i] for i in np.unique(np.linspace(0, len(looks)-1, 8).astype(int))] if looks else []
     names = ['before training' if o.epoch < 0 else f'epoch {o.epoch}' for o in looks]

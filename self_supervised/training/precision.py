@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from torch.amp import GradScaler, autocast
 from fastai.vision.all import *
 from ..callback import FitCallback
+from ..layers import copied
 
 # %% ../../nbs/81_training.precision.ipynb #f336cc21
 def _emulates(dev:str, bf16:bool=True) -> bool:
