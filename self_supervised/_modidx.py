@@ -929,6 +929,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'self_supervised.images._range': ('images.html#_range', 'self_supervised/images.py'),
                                         'self_supervised.images._say_clipped': ('images.html#_say_clipped', 'self_supervised/images.py'),
                                         'self_supervised.images._scan': ('images.html#_scan', 'self_supervised/images.py'),
+                                        'self_supervised.images._upright': ('images.html#_upright', 'self_supervised/images.py'),
                                         'self_supervised.images._values': ('images.html#_values', 'self_supervised/images.py'),
                                         'self_supervised.images._why': ('images.html#_why', 'self_supervised/images.py'),
                                         'self_supervised.images.check_writable': ( 'images.html#check_writable',

@@ -58,7 +58,7 @@ def check_numbers(least:float|None=None, **numbers):
     "Raise for an argument that is given and not above 0, or not at least `least`"
     for k,v in numbers.items():
         v = v.stop if isinstance(v, slice) else v                            # rates of a layer each
-        if v is None or math.isfinite(v) and (v > 0 if least is None else v >= least): continue
+        if v is None or isinstance(v, (int,float)) and math.isfinite(v) and (v > 0 if least is None else v >= least): continue
         raise ValueError(f"{k}: it must be a number {'above 0' if least is None else f'of at least {least}'}, got {v}")
 
 def _main(f):
@@ -162,7 +162,8 @@ def _share_or_name(valid):
     "A number between 0 and 1 is a share, anything else a name"
     try: share = float(valid)
     except ValueError: return valid
-    return share if 0 < share < 1 else str(valid)
+    if not (0 < share < 1 or str(valid).isdigit() and share > 1): raise ValueError(f"valid: a share must be between 0 and 1, got {valid}")
+    return share if share < 1 else str(valid)
 
 def _labels(labels):
     if labels is None: return None
@@ -460,6 +461,7 @@ def ssl_pretrain(
     asked['processes'] = max(num_distrib(), 1)
     check_numbers(lr=lr)
     check_numbers(1, epochs=epochs, bs=bs, every=every, n_in=n_in)
+    check_numbers(0, workers=workers)
     size,n_in,out = _size(path, size),_channels(path, n_in),Path(out or f'runs/{Path(path).resolve().name}-{method}')
     made = out/('encoder.safetensors' if no_report else 'report.html')
     if not rank_distrib() and not dry_run: check_asked(out/'training.json', asked)

@@ -126,7 +126,7 @@ def shared_dataloaders(self:DataBlock, source, share:float, unsup:str='unsup', b
     return self.datasets(source).shared_dataloaders(share, unsup, bs, after_item=self.item_tfms, after_batch=self.batch_tfms, **kwargs)
 
 # %% ../nbs/06_data.ipynb #cbf97975
-no_label_names = '','unsup','unlabelled','unlabeled','unknown','none','nan','null'
+no_label_names = '','-1','unsup','unlabelled','unlabeled','unknown','none','nan','null'
 
 class GivenLabel(FileTransform):
     "The label that is known of an item"
@@ -231,9 +231,9 @@ def image_texts(
     rows = [(f,t) for f in files for t in L(texts(f))] if callable(texts) else _table_rows(texts, files, root, cols, 'texts')
     found = defaultdict(list)
     for f,t in rows:
-        if not (pd.isna(t) or str(t).strip() == ''): found[f].append(str(t).strip())
+        if not pd.isna(t) and re.search(r'\w', str(t)): found[f].append(str(t).strip())
     if not found: raise ValueError(f"texts: none of {len(files)} images has one")
-    if none := len(files)-len(found): warn(f"texts: {none} of {len(files)} images have none and are left out")
+    if none := len(files)-len(found): warn(f"texts: {none} of {len(files)} images have none, with a letter or a digit, and are left out")
     different = len({t for ts in found.values() for t in ts})
     if different <= len(found)/10:
         warn(f"texts: {len(found)} images have {different} different texts, and images with the same text count as different: if these are "

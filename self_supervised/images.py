@@ -95,17 +95,21 @@ def find_images(
 # %% ../nbs/09_images.ipynb #8909b90d
 def _range(a, white):
     "The values that are black and white"
+    if a.dtype == np.uint8: return 0.,255.
     if is_listy(white): return white
     if not np.issubdtype(a.dtype, np.integer): return 0.,white or 1.
-    return 0.,white or (255. if a.dtype == np.uint8 else 65535.)
+    return 0.,white or 65535.
 
-_clipped_in = set()                                                  # folders of which it was said
+_clipped_in = set()                                                  # folders and types of which it was said
 def _say_clipped(path, a, white):
-    "Say once per folder if many values of a file lie outside of black and white"
-    (black,white),folder = _range(a, white),os.path.dirname(path)
+    "Say once per folder and type of values if many values of a file lie outside of black and white, or are none"
+    (black,white),kind = _range(a, white),(os.path.dirname(path),a.dtype)
+    if np.issubdtype(a.dtype, np.floating) and (nan := np.isnan(a)).any() and ('NaN',*kind) not in _clipped_in:
+        _clipped_in.add(('NaN',*kind))
+        warn(f"{nan.mean():.0%} of the values of {path} are NaN, and are shown black")
     outside = ((a < black) | (a > white)).mean()
-    if outside < .1 or folder in _clipped_in: return
-    _clipped_in.add(folder)
+    if outside < .1 or kind in _clipped_in: return
+    _clipped_in.add(kind)
     warn(f"white: {outside:.0%} of the values of {path}, which go from {a.min():.4g} to {a.max():.4g}, lie outside of {black:.4g} (black) "
          f"to {white:.4g} (white) and are clipped: say with white=(black, white) what they are")
 
@@ -114,8 +118,11 @@ def to_8bit(im:PIL.Image.Image|np.ndarray, n_in:int=3, white:float|tuple|None=No
     if isinstance(im, np.ndarray) or im.mode == 'F' or im.mode.startswith('I'):
         a = np.asarray(im)
         low,high = _range(a, white)
-        a = ((a.astype(np.float32)-low)*(255/(high-low))).round().clip(0, 255).astype(np.uint8)
-        im = PIL.Image.fromarray(a if a.ndim == 2 else np.ascontiguousarray(a[...,:3]))
+        alpha = (a[...,3:]/high).clip(0, 1) if a.ndim == 3 and a.shape[-1] == 4 else None
+        a = np.nan_to_num((a.astype(np.float32)-low)*(255/(high-low))).round().clip(0, 255).astype(np.uint8)
+        a = a if a.ndim == 2 else a[...,:3]
+        if alpha is not None: a = np.concatenate([a, (255*alpha).round().astype(np.uint8)], -1)
+        im = PIL.Image.fromarray(np.ascontiguousarray(a))
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = PIL.Image.alpha_composite(PIL.Image.new('RGBA', im.size, 'white'), im)
@@ -141,7 +148,21 @@ def _values(path):
         if pages > 1:
             raise ValueError(f"it has {pages} pages, and an image is one: save each page as a file, or read the files with a function of "
                              "your own")
-        if im.mode in ('RGB','RGBA','RGBX') and max(im.tag_v2.get(258, (8,))) > 8: return _colours(path, tifffile.imread(path, key=0))
+        how,deep,unsigned = im.tag_v2.get(274, 1),max(im.tag_v2.get(258, (8,))) > 8,set(im.tag_v2.get(339, (1,))) == {1}
+        turned = how != 1 and im.mode in ('L','RGB','RGBA','I','F','I;16','I;16B')                 # which Pillow 12 scrambles
+        if not (deep or turned): return
+        cut = im.mode in ('RGB','RGBA','RGBX') or unsigned and im.mode == 'I'                      # or takes for signed
+        try: a = _colours(path, tifffile.imread(path, key=0) if cut or turned else np.asarray(im))
+        except ValueError:
+            if deep: raise
+            return                                                       # a compression that tifffile does not know
+        if unsigned and im.tag_v2.get(262) == 0: a = np.iinfo(a.dtype).max-a                       # 0 is white
+        return _upright(a, how)
+
+def _upright(a, how):
+    "An array (H, W, …) turned as the tag of orientation says"
+    if how > 4: a = a.swapaxes(0, 1)
+    return a[::-1 if how in (3,4,7,8) else 1, ::-1 if how in (2,3,6,7) else 1]
 
 def _colours(path, a):
     "An array (H, W), or (H, W, C) of three colours, with alpha or not"
@@ -213,7 +234,8 @@ def readable(
 def report_unreadable(bad:dict, n:int, on_error:str='skip'):
     "Say once which of `n` files cannot be read, or raise"
     if not bad: return
-    names = ', '.join(f'{f} ({r})' for f,r in list(bad.items())[:10]) + (f' and {len(bad)-10} more' if len(bad) > 10 else '')
+    names = '; '.join(f"{', '.join(map(str, fs[:5]))}{f' and {len(fs)-5} more' if len(fs) > 5 else ''} ({r})"
+                      for r,fs in groupby(bad, bad.get).items())
     if on_error == 'raise':
         raise ValueError(f"{len(bad)} of {n} files cannot be read: {names}. Mend or remove them, or pass on_error='skip'")
     warn(f"{len(bad)} of {n} files cannot be read and are left out: {names}")

@@ -1,16 +1,19 @@
 "Data and habits of strangers: labels of every kind, texts without words, images that are none, weights that are no numbers, caches that others cut."
-import json, math, re, resource, shutil, struct, warnings, zlib
+import io, json, math, re, resource, shutil, struct, sys, warnings, zlib
+from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
 from kit import METHODS, TEACHERS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
-from self_supervised.cli import ssl_finetune, ssl_pretrain
+from self_supervised.cli import read_asked, ssl_embed, ssl_finetune, ssl_pretrain, ssl_views, unbreakable_output
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.layers import encoder_nf
+from self_supervised.data import image_texts
+from self_supervised.images import ReadImage
 from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
 from self_supervised.vision.all import (KNN, Checkpoint, SimCLR, captioned_dls, classifier_learner, create_encoder, create_simclr_model,
-                                        decoded_once, encoder_info, evaluate, find_duplicates, find_outliers, folder_dls, get_features,
+                                        decoded_once, embed, encoder_info, evaluate, find_duplicates, find_outliers, folder_dls, get_features,
                                         get_simclr_aug_pipelines, image_dls, knn_accuracy, labelled_dls, learner_knn, load_encoder,
                                         plot_embedding, plot_map, read_image, save_encoder, show_activations, show_found,
                                         show_hard_negatives, show_nearest, suspicious_labels)
@@ -183,7 +186,10 @@ def test_files_of_twelve_bits(name, white, tmp_path):
     low,high = white if isinstance(white, tuple) else (0,white)
     want = ((a-low)/(high-low)*255).round().clip(0, 255)
     got = np.asarray(read_image(path, None, n_in=1 if a.ndim == 2 else 3, white=white)).astype(float)
-    assert np.abs(got-(want if a.ndim == 2 else want[...,:3])).max() <= 1
+    if a.ndim == 3:
+        alpha = (a[...,3:]/high).clip(0, 1) if a.shape[2] == 4 else 1
+        want = want[...,:3]*alpha + 255*(1-alpha)                                  # transparent is white, as in files of 8 bits
+    assert np.abs(got-want).max() <= 2
 
 def test_values_that_are_clipped_are_said_once(tmp_path):
     for i in range(8): tifffile.imwrite(tmp_path/f'{i}.tif', RNG.integers(-1024, 3000, (30,30)).astype(np.int16))
@@ -449,3 +455,147 @@ def test_an_encoder_whose_width_cannot_be_found():
     encoder.nf = 16
     learn = fit(Learner(make_dls(), create_simclr_model(encoder), cbs=SimCLR(get_simclr_aug_pipelines(17))))
     assert get_features(learn)[0].shape == (12,16) and len(evaluate(learn, labels=(1,), Cs=(1.,)).df)
+
+# tables, names and numbers
+
+@pytest.mark.parametrize('encoding', ['cp1252','utf-16','utf-8-sig'])
+@pytest.mark.parametrize('sep', [',',';','\t'])
+@pytest.mark.filterwarnings('ignore:table')
+def test_tables_of_other_systems(encoding, sep, tmp_path):
+    pictures(tmp_path/'p')
+    lines = [f'file{sep}label', *[f'{i}.png{sep}Größe {i%2}' for i in range(12)]]
+    (tmp_path/'t.csv').write_bytes('\r\n'.join(lines).encode(encoding))
+    assert list(folder_dls(tmp_path/'p', 32, labels=tmp_path/'t.csv', bs=2).vocab) == ['Größe 0','Größe 1']
+
+@pytest.mark.parametrize('text,why', [('', 'is empty'), ('file,label\n', 'no rows')])
+def test_tables_without_rows(text, why, tmp_path):
+    pictures(tmp_path/'p')
+    (tmp_path/'t.csv').write_text(text)
+    with pytest.raises(ValueError, match=why): folder_dls(tmp_path/'p', 32, labels=tmp_path/'t.csv')
+
+@pytest.mark.parametrize('args,name', [(dict(lr=0.), 'lr'), (dict(lr=-1.), 'lr'), (dict(lr=math.nan), 'lr'), (dict(size=0), 'size'), (dict(size=-4), 'size'),
+                                       (dict(epochs=0), 'epochs'), (dict(bs=0), 'bs'), (dict(every=0), 'every'), (dict(set=['n_epoch=0']), 'n_epoch'),
+                                       (dict(set=['temp=abc']), 'temp'), (dict(set=['temp=0']), 'temp'), (dict(set=['lr_max=1e999']), 'lr_max')])
+@pytest.mark.parametrize('dry_run', [True,False])
+def test_numbers_that_cannot_be(args, name, dry_run, tmp_path):
+    "Are refused by a dry run, too, and leave nothing behind"
+    with pytest.raises((ValueError,TypeError), match=name): ssl_pretrain('digits', out=tmp_path/'o', arch='test_resnet', dry_run=dry_run, **args)
+    assert not (tmp_path/'o').exists()
+
+def test_class_names_are_no_formulas(tmp_path):
+    names = ['$x_', 'a $ and $ b', '_x', r'$\frac']
+    z,ys = torch.randn(40, 8),[names[i%4] for i in range(40)]
+    ax = plot_map(z, ys)
+    assert [o.get_text().replace(r'\$', '$') for o in ax.get_legend().get_texts()] == sorted(names)
+    show_nearest(torch.rand(40, 3, 8, 8), z, 2, 2, labels=ys)
+    for n in plt.get_fignums(): plt.figure(n).savefig(tmp_path/'x.png')                          # where formulas are set
+    plt.close('all')
+
+def test_k_of_one_is_said():
+    knn = KNN(k=5)
+    with pytest.warns(UserWarning, match='k is 1'): knn.figure(torch.randn(5, 4), torch.tensor([0,0,0,0,1]), torch.randn(3, 4), torch.tensor([0,1,0]))
+
+def test_a_report_without_images_held_out(tmp_path):
+    ds = Datasets(range(24), [[image],[lambda i: 'ab'[i%2], Categorize()]], splits=[list(range(24)),[]])
+    learn = fit(make('sim_clr', ds.dataloaders(bs=8, num_workers=0, device='cpu')))
+    page = learn.report(tmp_path/'r.html').read_text()
+    assert 'Map of training images' in page and '0 for validation' in page and 'cannot be drawn' not in page
+    with pytest.raises(ValueError, match='no validation images'): get_features(learn)
+    with pytest.raises(ValueError, match='no loader for validation'): make('sim_clr', DataLoaders(make_dls().train))
+
+@pytest.mark.parametrize('suffix', ['parquet','npz'])
+def test_a_table_that_cannot_be_written(suffix, tmp_path, monkeypatch):
+    "Leaves the one that was there"
+    files = sorted(pictures(tmp_path/'p').iterdir())
+    encoder,to = create_encoder('test_resnet', False),tmp_path/f'f.{suffix}'
+    embed(encoder, files, to, size=16)
+    before = to.read_bytes()
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(np, 'savez', full); monkeypatch.setattr(pd.DataFrame, 'to_parquet', full)
+    with pytest.raises(OSError, match='what was there before still is'): embed(encoder, files[:3], to, size=16)
+    assert to.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ValueError, match='to: nothing can be written'): embed(encoder, files, files[0]/'x.npz', size=16)
+
+def test_names_within_the_folder(tmp_path):
+    "What ssl_embed writes is joined with a table of labels"
+    for k in 'ab': pictures(tmp_path/'p'/k)
+    save_encoder(create_encoder('test_resnet', False), tmp_path/'e.safetensors', size=16)
+    ssl_embed(str(tmp_path/'p'), tmp_path/'e.safetensors', tmp_path/'f.parquet')
+    table = pd.DataFrame(dict(file=[f'{k}/{i}.png' for k in 'ab' for i in range(12)], label=list('ab')*12))
+    assert len(pd.read_parquet(tmp_path/'f.parquet').merge(table)) == 24
+
+def test_views_are_no_images_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures(tmp_path/'p'))
+    before = sorted(Path('.').iterdir())
+    ssl_views('.', size=16, n=2)
+    assert sorted(Path('.').iterdir()) == before and (tmp_path/'views.png').exists()
+    with pytest.raises(ValueError, match='would be one of the images'): ssl_views('.', size=16, n=2, out=Path('v.png'))
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"asked":1,"bf16":false}', '{"bf16":true}'])
+def test_a_damaged_note(text, tmp_path):
+    (tmp_path/'training.json').write_text(text)
+    with pytest.raises(ValueError, match='training.json.*is damaged: remove it'): read_asked(tmp_path/'training.json')
+
+class Narrow(io.StringIO):
+    "A reader that goes away after a line"
+    def write(self, s):
+        if '\n' in self.getvalue(): raise BrokenPipeError
+        return super().write(s)
+
+def test_output_that_nobody_reads(monkeypatch):
+    narrow = Narrow()
+    monkeypatch.setattr(sys, 'stdout', narrow); monkeypatch.setattr(sys, 'stderr', None)
+    unbreakable_output()
+    for i in range(5): print('±', i)
+    print('closed', file=sys.stderr)
+    said = narrow.getvalue()
+    monkeypatch.undo()
+    assert said == '± 0\n'
+
+@pytest.mark.parametrize('how', range(1, 9))
+@pytest.mark.parametrize('kind', ['grey','colour','signed'])
+def test_deep_tiffs_stand_upright(kind, how, tmp_path):
+    "As Pillow turns arrays: it scrambles such files itself, those of 8 bits too"
+    a = np.random.default_rng(0).integers(0, 256, (20, 30, 3) if kind == 'colour' else (20, 30), dtype=np.uint8)
+    T = PIL.Image.Transpose
+    turn = {2:T.FLIP_LEFT_RIGHT, 3:T.ROTATE_180, 4:T.FLIP_TOP_BOTTOM, 5:T.TRANSPOSE, 6:T.ROTATE_270, 7:T.TRANSVERSE, 8:T.ROTATE_90}.get(how)
+    want = np.asarray(PIL.Image.fromarray(a).transpose(turn) if turn is not None else a).astype(int)
+    for values,white in ((a.astype(np.int16 if kind == 'signed' else np.uint16)*100,25500.), (a,None), (a,4095)):
+        tifffile.imwrite(tmp_path/'x.tif', values, extratags=[(274, 'H', 1, how, True)])
+        got = np.asarray(read_image(tmp_path/'x.tif', n_in=3 if kind == 'colour' else 1, white=white))
+        assert got.shape == want.shape and np.abs(got-want).max() <= 1
+
+@pytest.mark.filterwarnings('ignore')
+def test_what_values_mean(tmp_path):
+    "White at 0, transparent, of 32 bits, and none at all"
+    f = tmp_path/'x.tif'
+    def read(a, white=None, **kw):
+        tifffile.imwrite(f, a, **kw)
+        return np.asarray(read_image(f, n_in=3 if a.ndim == 3 else 1, white=white))
+    a = np.full((8, 8), 65535, np.uint16)
+    assert read(a, photometric='miniswhite').max() == 0 and read(a, photometric='minisblack').min() == 255
+    assert read(np.full((8, 8), 2**32-1, np.uint32), 2.**32-1).min() == 255
+    rgba = np.zeros((8, 8, 4), np.uint16); rgba[:4,:,3] = 65535
+    assert read(rgba, photometric='rgb', extrasamples=['unassalpha'])[[0,-1]].tolist() == [[[0]*3]*8, [[255]*3]*8]
+    none = np.ones((8, 8), np.float32); none[0,0] = np.nan
+    with pytest.warns(UserWarning, match='2% of the values.*are NaN'):
+        tifffile.imwrite(f, none); ReadImage(8, n_in=1).encodes(f)
+    assert read(none)[0,0] == 0 and read(none)[1,1] == 255
+
+@pytest.mark.parametrize('kinds', [(np.uint16,np.int16), (np.float32,np.uint16)])
+def test_each_kind_of_values_is_named(kinds, tmp_path):
+    for i,k in enumerate(kinds): tifffile.imwrite(tmp_path/f'{i}.tif', (np.arange(400).reshape(20, 20)*50).astype(k))
+    reader = ReadImage(16, n_in=1, white=(0.,1000.))
+    with pytest.warns(UserWarning) as told: [reader.encodes(o) for o in sorted(tmp_path.iterdir())]
+    assert sum('are clipped' in str(o.message) for o in told) == 2
+
+def test_texts_without_words_are_none(tmp_path):
+    files = sorted(pictures(tmp_path/'p').iterdir())
+    with pytest.warns(UserWarning, match='3 of 12 images have none'):
+        found = image_texts(files, tmp_path/'p', lambda f: {'0.png':'???', '1.png':'\N{GRINNING FACE}', '2.png':''}.get(f.name, f'a {f.stem}'))
+    assert len(found) == 9
+    with pytest.raises(ValueError, match="list of one or more texts, got 'a blob'"): embed_texts(fitted('clip'), 'a blob')
+
+@pytest.mark.parametrize('valid', ['0','1.5','-1','nan'])
+def test_shares_that_cannot_be(valid):
+    with pytest.raises(ValueError, match='a share must be between 0 and 1'): ssl_pretrain('.', valid=valid, dry_run=True)

@@ -7,6 +7,7 @@ __all__ = ['places', 'retrieval', 'embed_texts', 'embed_images', 'embeddings', '
 
 # %% ../../nbs/78_evaluation.retrieval.ipynb #7e700102
 from fastai.vision.all import *
+from ..augmentations import no_random_change
 from ..layers import evaluating
 from ..vision.clip import text_tokens
 from .features import *
@@ -44,6 +45,7 @@ def embed_texts(learn:Learner, # With a model that has `embed_texts`, as those o
     "Embeddings of texts"
     model = get_model(learn.model)
     if not hasattr(model, 'embed_texts'): raise ValueError(f"learn: its model, {type(model).__name__}, has no tower for texts")
+    if isinstance(texts, str) or not len(texts): raise ValueError(f"texts must be a list of one or more texts, got {texts!r}")
     if tokens is None: tokens = text_tokens(learn.dls)
     ids = torch.stack([tokens(o) for o in texts]).to(next(model.parameters()).device)
     with evaluating(model): return torch.cat([model.embed_texts(o).float().cpu() for o in ids.split(bs)])
@@ -60,7 +62,9 @@ def embed_images(learn:Learner, # As in `embed_texts`
 def embeddings(learn:Learner, ds_idx:int=1) -> tuple: # Embeddings of images and of texts, each (n, d), on the CPU
     "Embeddings of a data set's images and texts, for `retrieval`; 0 is the training set, 1 the validation set"
     model,dl = get_model(learn.model),learn.dls[ds_idx].new(shuffle=False, drop_last=False)
-    with evaluating(model): texts = torch.cat([model.embed_texts(learn._set_device(b)[1]).float().cpu() for b in dl])
+    with evaluating(model), no_random_change():
+        set_seed(0)                                                      # of several texts of an image always the same is drawn
+        texts = torch.cat([model.embed_texts(learn._set_device(b)[1]).float().cpu() for b in dl])
     return embed_images(learn, ds_idx),texts
 
 def zero_shot(
