@@ -41,7 +41,8 @@ class NormalizeViews(Normalize):
     "fastai's `Normalize` that follows the device of the batch and refuses images of another channel count"
     def stats(self, x): # (mean, std), each (1, c, 1, 1), on the device of `x`
         if self.mean.numel() not in (1, x.shape[1]):
-            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}: give stats=(mean, std) of {x.shape[1]} numbers each")
+            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}: give stats=(mean, std), of "
+                             "a number for each channel")
         return self.mean.to(x.device),self.std.to(x.device)
     def encodes(self, x:TensorImage):
         mean,std = self.stats(x)
