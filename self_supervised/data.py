@@ -313,6 +313,9 @@ def folder_dls(
         raise ValueError(f"share={share!r}: every image has a label, so there are none to share a batch with: leave share out, or put "
                          f"unlabelled images into a folder named {unsup!r}")
     splits = split_files(files, path, valid, lbls, unsup, seed)
+    if cache is None:                                                # figures need all of them, and one that is skipped has no place
+        broken = readable([files[i] for i in splits[1]], on_error, whole=True)[1]
+        splits,bad = (splits[0],[i for i in splits[1] if files[i] not in broken]),{**bad,**broken}
     bs = ifnone(bs, min(64, max(len(splits[0])//2, 2)))
     if bs > len(splits[0]): raise ValueError(f"bs={bs} is more than the {len(splits[0])} images for training: choose a smaller one")
     dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL, n_inp=1 if texts is None else 2)

@@ -207,7 +207,10 @@ def _why(e:Exception) -> str:
     "An error in a few words, without the path"
     return {'UnidentifiedImageError':'no image'}.get(type(e).__name__) or f"{type(e).__name__}: {e}"
 
-def unreadable(path:str|Path) -> str|None: # The reason, or None
+def unreadable(
+    path:str|Path, # Image file
+    whole:bool=False # Decode it in any case?
+) -> str|None: # The reason, or None
     "Why an image file cannot be read, if its first and last bytes say so and decoding agrees"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode): return 'no regular file'
@@ -216,17 +219,18 @@ def unreadable(path:str|Path) -> str|None: # The reason, or None
             if not size: return 'empty'
             f.seek(0); head = f.read(12)
             f.seek(max(size-8, 0)); tail = f.read()
-        if not _all_there(head, tail, size): read_image(path, 16)
+        if whole or not _all_there(head, tail, size): read_image(path, 16)
     except Exception as e: return _why(e)
 
 def readable(
     files:list, # Image files
-    on_error:str='skip' # 'skip' leaves out what cannot be read, 'raise' raises
+    on_error:str='skip', # 'skip' leaves out what cannot be read, 'raise' raises
+    whole:bool=False # Decode every file?
 ) -> tuple: # The files that can be read, and a dictionary of the others with the reasons
     "Check image files, many at once"
     if on_error not in ('skip','raise'): raise ValueError(f"on_error must be 'skip' or 'raise', got {on_error!r}")
     n = len(files)
-    with ThreadPoolExecutor(defaults.cpus) as ex: reasons = list(late_bar(ex.map(unreadable, files), 'checking files', n))
+    with ThreadPoolExecutor(defaults.cpus) as ex: reasons = list(late_bar(ex.map(partial(unreadable, whole=whole), files), 'checking files', n))
     bad = {f:r for f,r in zip(files, reasons) if r}
     report_unreadable(bad, n, on_error)
     return [f for f in files if f not in bad],bad

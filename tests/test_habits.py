@@ -599,3 +599,16 @@ def test_texts_without_words_are_none(tmp_path):
 @pytest.mark.parametrize('valid', ['0','1.5','-1','nan'])
 def test_shares_that_cannot_be(valid):
     with pytest.raises(ValueError, match='a share must be between 0 and 1'): ssl_pretrain('.', valid=valid, dry_run=True)
+
+def test_a_held_out_image_that_is_broken_in_its_middle(tmp_path):
+    "Without a cache it would be found when figures need it: it is left out at once, and a training image when its turn comes"
+    for k in ('train','valid'): pictures(tmp_path/'p'/k)
+    for k in ('train','valid'):
+        f = tmp_path/'p'/k/'3.png'
+        raw = bytearray(f.read_bytes()); raw[300:400] = bytes(100); f.write_bytes(raw)
+    with pytest.warns(UserWarning, match=r'1 of 12 files cannot be read and are left out: \S*valid/3\.png'):
+        dls = folder_dls(tmp_path/'p', 16, labels=lambda f: 'ab'[int(f.stem)%2], valid='valid', bs=4, num_workers=0)
+    learn = make('sim_clr', dls, size=16)
+    with pytest.warns(UserWarning, match='train/3.png cannot be read and is skipped'): fit(learn)
+    assert len(get_features(learn)[0]) == 11 and list(dls.left_out) == [tmp_path/'p'/'valid'/'3.png']
+    assert 'cannot be drawn' not in learn.report(tmp_path/'r.html', evaluation=False).read_text()
