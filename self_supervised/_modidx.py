@@ -1061,6 +1061,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'self_supervised.losses.supcon': ('losses.html#supcon', 'self_supervised/losses.py'),
                                         'self_supervised.losses.supcon_keys': ('losses.html#supcon_keys', 'self_supervised/losses.py'),
                                         'self_supervised.losses.swav': ('losses.html#swav', 'self_supervised/losses.py'),
+                                        'self_supervised.losses.unit': ('losses.html#unit', 'self_supervised/losses.py'),
                                         'self_supervised.losses.vicreg_loss': ('losses.html#vicreg_loss', 'self_supervised/losses.py')},
             'self_supervised.momentum': { 'self_supervised.momentum.EmbeddingQueue': ( 'momentum.html#embeddingqueue',
                                                                                        'self_supervised/momentum.py'),

@@ -1,12 +1,12 @@
 "Data and habits of strangers: labels of every kind, texts without words, images that are none, weights that are no numbers, caches that others cut."
-import io, json, math, re, resource, shutil, struct, sys, warnings, zlib
+import io, json, math, re, resource, shutil, signal, struct, sys, warnings, zlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, PIL.Image, pytest, tifffile, torch, warm
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
 from kit import METHODS, TEACHERS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
-from self_supervised.cli import read_asked, ssl_embed, ssl_finetune, ssl_pretrain, ssl_views, unbreakable_output
+from self_supervised.cli import check_asked, note_asked, read_asked, ssl_embed, ssl_finetune, ssl_pretrain, ssl_views, stopping, unbreakable_output
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.layers import encoder_nf
 from self_supervised.data import image_texts
@@ -612,3 +612,18 @@ def test_a_held_out_image_that_is_broken_in_its_middle(tmp_path):
     with pytest.warns(UserWarning, match='train/3.png cannot be read and is skipped'): fit(learn)
     assert len(get_features(learn)[0]) == 11 and list(dls.left_out) == [tmp_path/'p'/'valid'/'3.png']
     assert 'cannot be drawn' not in learn.report(tmp_path/'r.html', evaluation=False).read_text()
+
+def test_a_terminal_that_hangs_up():
+    "Ends a command as SIGTERM does, unless it was begun with nohup"
+    with pytest.raises(SystemExit) as e:
+        with stopping('Again.'): signal.raise_signal(signal.SIGHUP)
+    assert e.value.code == 128+signal.SIGHUP
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping('Again.'): signal.raise_signal(signal.SIGHUP)
+    finally: signal.signal(signal.SIGHUP, old)
+
+def test_a_folder_that_gained_an_image(tmp_path):
+    (tmp_path/'encoder.safetensors').touch()
+    note_asked(tmp_path/'training.json', dict(images=12), False)
+    with pytest.raises(ValueError, match='images 12, and now it is 13.*another --out'): check_asked(tmp_path/'training.json', dict(images=13))

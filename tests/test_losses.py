@@ -219,3 +219,18 @@ def test_clip_against_its_formula():
         s = a @ b.T/.07
         return (torch.nn.functional.cross_entropy(s, torch.arange(6)) + torch.nn.functional.cross_entropy(s.T, torch.arange(6)))/2
     same(lambda z: clip_loss(*z.chunk(2)), ce, z)
+
+@pytest.mark.parametrize('dtype', [torch.float16,torch.bfloat16,torch.float32])
+@pytest.mark.parametrize('loss', [
+    lambda z, o: losses.nt_xent(z), lambda z, o: losses.dcl(z), lambda z, o: losses.supcon(z, torch.arange(4).repeat(2)), lambda z, o: losses.info_nce(z, o, o),
+    lambda z, o: losses.moco_v3(z, o), lambda z, o: losses.byol(z, o), lambda z, o: losses.simsiam(z, o), lambda z, o: losses.nnclr(o, z), lambda z, o: losses.koleo(z),
+    lambda z, o: losses.seed(z, o, o), lambda z, o: losses.cosine(z, o), lambda z, o: losses.clip_loss(z, o, torch.tensor(5.)),
+    lambda z, o: losses.siglip_loss(z, o, torch.tensor(5.), torch.tensor(-5.))])
+def test_an_embedding_of_zeros(loss, dtype):
+    "Has no direction, and gets a gradient of the size that others have"
+    g = torch.Generator().manual_seed(0)
+    z,o = torch.randn(8, 4, generator=g).to(dtype),torch.randn(8, 4, generator=g).to(dtype)
+    z[0] = 0
+    z.requires_grad_()
+    loss(z, o).backward()
+    assert z.grad.isfinite().all() and z.grad[0].norm() <= 20*z.grad[1:].norm(dim=1).max()
