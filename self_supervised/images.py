@@ -238,8 +238,8 @@ def readable(
 def report_unreadable(bad:dict, n:int, on_error:str='skip'):
     "Say once which of `n` files cannot be read, or raise"
     if not bad: return
-    names = '; '.join(f"{', '.join(map(str, fs[:5]))}{f' and {len(fs)-5} more' if len(fs) > 5 else ''} ({r})"
-                      for r,fs in groupby(bad, bad.get).items())
+    def some(fs): return ', '.join(map(str, fs[:5])) + (f' and {len(fs)-5} more' if len(fs) > 5 else '')
+    names = '; '.join(f"{some(fs)} ({r})" for r,fs in groupby(bad, bad.get).items())
     if on_error == 'raise':
         raise ValueError(f"{len(bad)} of {n} files cannot be read: {names}. Mend or remove them, or pass on_error='skip'")
     warn(f"{len(bad)} of {n} files cannot be read and are left out: {names}")
