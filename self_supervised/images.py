@@ -230,7 +230,8 @@ def readable(
     "Check image files, many at once"
     if on_error not in ('skip','raise'): raise ValueError(f"on_error must be 'skip' or 'raise', got {on_error!r}")
     n = len(files)
-    with ThreadPoolExecutor(defaults.cpus) as ex: reasons = list(late_bar(ex.map(partial(unreadable, whole=whole), files), 'checking files', n))
+    with ThreadPoolExecutor(defaults.cpus) as ex:
+        reasons = list(late_bar(ex.map(partial(unreadable, whole=whole), files), 'checking files', n))
     bad = {f:r for f,r in zip(files, reasons) if r}
     report_unreadable(bad, n, on_error)
     return [f for f in files if f not in bad],bad
