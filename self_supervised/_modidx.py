@@ -291,6 +291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'self_supervised.cli._refuse': ('cli.html#_refuse', 'self_supervised/cli.py'),
                                      'self_supervised.cli._share_or_name': ('cli.html#_share_or_name', 'self_supervised/cli.py'),
                                      'self_supervised.cli._size': ('cli.html#_size', 'self_supervised/cli.py'),
+                                     'self_supervised.cli._some_images': ('cli.html#_some_images', 'self_supervised/cli.py'),
                                      'self_supervised.cli._split': ('cli.html#_split', 'self_supervised/cli.py'),
                                      'self_supervised.cli._views': ('cli.html#_views', 'self_supervised/cli.py'),
                                      'self_supervised.cli._white': ('cli.html#_white', 'self_supervised/cli.py'),

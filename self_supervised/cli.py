@@ -10,7 +10,7 @@ __all__ = ['fashion_views', 'built_in', 'methods', 'no_bars_in_logs', 'unbreakab
            'ssl_distill', 'ssl_evaluate', 'ssl_embed', 'train_classifier', 'ssl_finetune']
 
 # %% ../nbs/60_cli.ipynb #ca3f079a
-import argparse, ast, inspect, io, json, math, os, signal, sys, threading, warnings
+import argparse, ast, inspect, io, itertools, json, math, os, signal, sys, threading, warnings
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Annotated
@@ -281,6 +281,17 @@ def _channels(path, n_in): return 1 if str(path) in built_in else n_in
 def _views(path, n_in, stats=None):
     return dict(built_in[str(path)][2]) if str(path) in built_in else channel_views(n_in, stats)
 
+def _some_images(path, n, size, n_in, white):
+    "At most `n` images, drawn at random, that can be read"
+    if path in built_in: return first(read_images(path, size, n).train)[0]
+    if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}, nor is that one of {', '.join(built_in)}")
+    files = find_images(path)
+    drawn = (files[i] for i in np.random.permutation(len(files)))
+    ims = [read_image(f, round(size*1.25), n_in=n_in, white=white, say=True)
+           for f in itertools.islice((f for f in drawn if not unreadable(f, whole=True)), n)]
+    if not ims: raise ValueError(f"path: none of the {len(files)} image files in {str(path)!r} can be read")
+    return ims
+
 def _not_among(path, out, asked):
     "`out` outside of the folder of images `path`, where it would be trained on; what was `asked` for stays, or is refused"
     folder = Path(path).resolve()
@@ -315,7 +326,7 @@ def ssl_views(
     asked = parse_settings(set or [])
     no_views = [o['name'] for o in change_settings(Suggestion(), method, asked).why if o['part'] != 'views']
     if no_views: raise ValueError(f"set: ssl_views takes settings of the views, not {no_views[0]}")
-    x = first(read_images(path, size, n, n_in=n_in, white=white).train)[0]
+    x = _some_images(path, n, size, n_in, white)
     s = suggest(methods[method][0], 10_000, 64, size)                     # whose views depend on the size alone
     s.add('views', f"for {path}", 'images', **_views(path, n_in))
     show_views(methods[method][2](size, **change_settings(s, method, asked).views), x)
