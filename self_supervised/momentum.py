@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
-from .layers import copied
+from .layers import deep_copy
 
 # %% ../nbs/04_momentum.ipynb #e65e6b0e
 def check_momentum(m:float|tuple):
@@ -35,7 +35,7 @@ class MomentumEncoder(nn.Module):
     "A frozen copy of `student`, taken when it is built, that follows it without its random layers; attributes are the copy's"
     def __init__(self, student:nn.Module):
         super().__init__()
-        self.module = copied(student).requires_grad_(False)
+        self.module = deep_copy(student).requires_grad_(False)
         for m in self.module.modules():
             if isinstance(m, (_DropoutNd,StochasticDepth)): m.p = 0.
             elif isinstance(m, DropPath): m.drop_prob = 0.

@@ -20,7 +20,7 @@ from ..callback import SSLCallback
 from ..data import few_labels, is_class, label_vocab
 from ..images import late_bar
 from .features import Probe, _first_label, _how_trained, is_labelled, get_features, item_labels, knn_accuracy
-from ..layers import copied, create_encoder, load_encoder
+from ..layers import deep_copy, create_encoder, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
 _baselines = 'raw pixels','untrained encoder'
@@ -48,7 +48,7 @@ def untrained_encoder(
         if 'arch' in spec:
             new = create_encoder(spec['arch'], False, spec['n_in'], spec['pool_type'], **spec['kwargs'])
             if _shapes(new) == _shapes(encoder): return new.to(device).eval()           # else it was changed after it was made
-        new = copied(encoder).eval()
+        new = deep_copy(encoder).eval()
         fixed = [n or type(m).__name__ for n,m in new.named_modules() if first(m.parameters(recurse=False)) is not None and not _reset(m)]
         if fixed:
             names = ', '.join(fixed[:5])+'…'*(len(fixed) > 5)
@@ -286,7 +286,7 @@ def _figure_rows(data, bank, x, C, k, temp):
 
 def _with_statistics(encoder, data, how, seed):
     "A copy of `encoder` whose BatchNorm has the statistics of at most 512 training images"
-    encoder = copied(encoder).eval()
+    encoder = deep_copy(encoder).eval()
     x = get_features(nn.Identity(), data.some(512, seed), **how)[0]
     torch.manual_seed(seed)
     update_bn(x.tensor_split(max(1, len(x)//64)), encoder, getattr(first(encoder.parameters()), 'device', 'cpu'))

@@ -66,6 +66,6 @@ def classifier_learner(
         dls = labelled_dls(learn.dls, getattr(cb, 'unsup_class_id', None), cb.aug1, bs, repeat)
     elif 'unsup' in L(getattr(dls, 'vocab', None)): raise ValueError("dls: 'unsup' is no class to be told apart: give labelled_dls(dls)")
     elif stats and not get_norm(dls.valid.after_batch): dls = _normalized(dls, stats)
-    model = create_model(copied(encoder), ifnone(n_out, get_c(dls)), frozen=frozen, lin_ftrs=list(lin_ftrs), ps=ps)
+    model = create_model(deep_copy(encoder), ifnone(n_out, get_c(dls)), frozen=frozen, lin_ftrs=list(lin_ftrs), ps=ps)
     return Learner(dls, model, ifnone(loss_func, CrossEntropyLossFlat()), splitter=layer_splitter if layerwise else model_splitter,
                    metrics=metrics, **kwargs)

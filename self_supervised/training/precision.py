@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from torch.amp import GradScaler, autocast
 from fastai.vision.all import *
 from ..callback import FitCallback
-from ..layers import copied
+from ..layers import deep_copy
 
 # %% ../../nbs/81_training.precision.ipynb #f336cc21
 def _emulates(dev:str, bf16:bool=True) -> bool:
@@ -83,7 +83,7 @@ def bf16_gain(
     "How many times as fast a forward and backward pass of `encoder` is in bfloat16 as in fp32"
     dev = x.device.type
     if _emulates(dev) or dev == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False): return 0.
-    enc = copied(encoder).train()
+    enc = deep_copy(encoder).train()
     def seconds(bf16):
         t = time.perf_counter()
         with autocast(dev, dtype=torch.bfloat16, enabled=bf16): y = enc(x)

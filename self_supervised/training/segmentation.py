@@ -43,7 +43,7 @@ def _layers(m):
 
 def _body_maps(layers, size=128):
     "The last map of each size, found with one image; none if `layers` give anything but maps that get coarser"
-    try: sizes = model_sizes(copied(nn.Sequential(*layers)), (size,size))
+    try: sizes = model_sizes(deep_copy(nn.Sequential(*layers)), (size,size))
     except (RuntimeError,AssertionError): return []                          # they are not one after the other
     if any(len(s) != 4 for s in sizes) or any(a[-1] < b[-1] for a,b in zip(sizes, sizes[1:])): return []
     last = {s[-2:]:dict(num_chs=s[1], reduction=round(size/s[-1]), layer=i, scale=1) for i,s in enumerate(sizes)}
