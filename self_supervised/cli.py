@@ -10,7 +10,7 @@ __all__ = ['fashion_views', 'built_in', 'methods', 'no_bars_in_logs', 'unbreakab
            'ssl_distill', 'ssl_evaluate', 'ssl_embed', 'train_classifier', 'ssl_finetune']
 
 # %% ../nbs/60_cli.ipynb #ca3f079a
-import argparse, ast, inspect, io, itertools, json, math, os, signal, sys, threading, warnings
+import argparse, ast, inspect, itertools, json, math, os, signal, sys, threading, warnings
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Annotated
@@ -34,7 +34,8 @@ def no_bars_in_logs():
     "Of a bar a log would have hundreds of copies"
     if not sys.stdout.isatty(): fastprogress.NO_BAR,fastprogress.print = True,noop       # which draws something even without a bar
 
-class _Unheard(io.TextIOBase):
+# %% ../nbs/60_cli.ipynb #ea4bd4f0
+class _Unheard:
     "A stream whose reader may go away, as `head` does: a training is not worth less for it"
     def __init__(self, stream): self.stream = stream
     def write(self, s):
@@ -45,7 +46,6 @@ class _Unheard(io.TextIOBase):
         try: self.stream.flush()
         except BrokenPipeError: self.stream = open(os.devnull, 'w')
     def __getattr__(self, k): return getattr(self.stream, k)
-    def isatty(self): return self.stream.isatty()
 
 def unbreakable_output():
     "Closed output, a reader that is gone, and a terminal without ± end no command"
@@ -54,6 +54,7 @@ def unbreakable_output():
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
         setattr(sys, name, _Unheard(stream))
 
+# %% ../nbs/60_cli.ipynb #7dbd58b8
 def check_numbers(least:float|None=None, **numbers):
     "Raise for an argument that is given and not above 0, or not at least `least`"
     for k,v in numbers.items():
@@ -61,6 +62,7 @@ def check_numbers(least:float|None=None, **numbers):
         if v is None or isinstance(v, (int,float)) and math.isfinite(v) and (v > 0 if least is None else v >= least): continue
         raise ValueError(f"{k}: it must be a number {'above 0' if least is None else f'of at least {least}'}, got {v}")
 
+# %% ../nbs/60_cli.ipynb #ac2b5869
 def _main(f):
     "Run `f` with the arguments of the command line, and end the process with an exit code"
     p = anno_parser(f, prog=f.__name__)
@@ -162,8 +164,9 @@ def _share_or_name(valid):
     "A number between 0 and 1 is a share, anything else a name"
     try: share = float(valid)
     except ValueError: return valid
-    if not (0 < share < 1 or str(valid).isdigit() and share > 1): raise ValueError(f"valid: a share must be between 0 and 1, got {valid}")
-    return share if share < 1 else str(valid)
+    if 0 < share < 1: return share
+    if str(valid).isdigit() and share > 1: return str(valid)             # the name of a folder, as of a year
+    raise ValueError(f"valid: a share must be between 0 and 1, got {valid}")
 
 def _labels(labels):
     if labels is None: return None
@@ -177,6 +180,9 @@ def _columns(cols, table, name='cols', what='labels'):
     if len(names) != 2: raise ValueError(f"{name}: it must be the names of two columns, files and {what}, as in file,defect; got {cols!r}")
     if table in (None,'parent'): raise ValueError(f"{name}: {cols!r} are columns of a table: say which by --{what} TABLE")
     return names
+
+def _check_folder(path):
+    if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}, nor is that one of {', '.join(built_in)}")
 
 def _refuse(path, why, **args):
     for k,v in args.items():
@@ -200,7 +206,7 @@ def read_images(
     if str(path) in built_in:
         _refuse(path, 'it is for folders, not for', labels=labels, cols=cols, valid=valid, workers=workers, white=white, texts=texts)
         return built_in[str(path)][0](n_labels, bs=ifnone(bs, 64), seed=seed, **(dict(size=size) if str(path) == 'digits' else {}))
-    if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}, nor is that one of {', '.join(built_in)}")
+    _check_folder(path)
     _refuse(path, "it is for data sets whose labels are all known, not for the folder", n_labels=n_labels)
     more = {} if workers is None else dict(num_workers=workers)
     if texts is not None: more |= dict(texts=texts, text_cols=_columns(text_cols, texts, 'text_cols', 'texts'))
@@ -281,10 +287,11 @@ def _channels(path, n_in): return 1 if str(path) in built_in else n_in
 def _views(path, n_in, stats=None):
     return dict(built_in[str(path)][2]) if str(path) in built_in else channel_views(n_in, stats)
 
+# %% ../nbs/60_cli.ipynb #723f37de
 def _some_images(path, n, size, n_in, white):
     "At most `n` images, drawn at random, that can be read"
     if path in built_in: return first(read_images(path, size, n).train)[0]
-    if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}, nor is that one of {', '.join(built_in)}")
+    _check_folder(path)
     files = find_images(path)
     drawn = (files[i] for i in np.random.permutation(len(files)))
     ims = [read_image(f, round(size*1.25), n_in=n_in, white=white, say=True)
@@ -301,6 +308,7 @@ def _not_among(path, out, asked):
     check_writable(out.parent)
     return out
 
+# %% ../nbs/60_cli.ipynb #8fdbc605
 @command
 def ssl_views(
     path:_path,

@@ -233,7 +233,7 @@ def image_texts(
     for f,t in rows:
         if not pd.isna(t) and re.search(r'\w', str(t)): found[f].append(str(t).strip())
     if not found: raise ValueError(f"texts: none of {len(files)} images has one")
-    if none := len(files)-len(found): warn(f"texts: {none} of {len(files)} images have none, with a letter or a digit, and are left out")
+    if none := len(files)-len(found): warn(f"texts: {none} of {len(files)} images have none and are left out")
     different = len({t for ts in found.values() for t in ts})
     if different <= len(found)/10:
         warn(f"texts: {len(found)} images have {different} different texts, and images with the same text count as different: if these are "

@@ -591,7 +591,7 @@ def test_each_kind_of_values_is_named(kinds, tmp_path):
 
 def test_texts_without_words_are_none(tmp_path):
     files = sorted(pictures(tmp_path/'p').iterdir())
-    with pytest.warns(UserWarning, match='3 of 12 images have none'):
+    with pytest.warns(UserWarning, match="3 of 12 images have none"):
         found = image_texts(files, tmp_path/'p', lambda f: {'0.png':'???', '1.png':'\N{GRINNING FACE}', '2.png':''}.get(f.name, f'a {f.stem}'))
     assert len(found) == 9
     with pytest.raises(ValueError, match="list of one or more texts, got 'a blob'"): embed_texts(fitted('clip'), 'a blob')

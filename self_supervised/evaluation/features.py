@@ -189,6 +189,18 @@ def embed(
     return df
 
 # %% ../../nbs/70_evaluation.features.ipynb #14b235e0
+def _probe_weights(v, low): return torch.linalg.solve_triangular(low.T, v[:-1].detach(), upper=True)
+
+@torch.no_grad()
+def _probe_loss(v, z, y, low, decay):
+    "The loss at `v`, weights in the coordinates of the Cholesky factor `low`, and biases; its gradient goes to `v.grad`"
+    w = _probe_weights(v, low)
+    logp = (z @ w + v[-1]).log_softmax(1)
+    g = (logp.exp()-F.one_hot(y, logp.shape[1]))/len(z)
+    v.grad = torch.cat([torch.linalg.solve_triangular(low, z.T @ g + decay*w, upper=False), g.sum(0, keepdim=True)])
+    return F.nll_loss(logp, y) + w.square().sum()*decay/2
+
+# %% ../../nbs/70_evaluation.features.ipynb #f2b770d4
 class Probe:
     "Multinomial logistic regression on standardised features, in fp32 on their device, by L-BFGS with the bound of Böhning (1992)"
     def __init__(self,
@@ -199,10 +211,11 @@ class Probe:
         self.mean,std = x.float().mean(0),x.float().std(0, correction=0)
         self.std,self.basis = std.masked_fill(std <= 1e-6*self.mean.abs(), 1.),None
         z = self.standardise(x)
-        if z.shape[1] > len(z): self.basis = torch.linalg.qr(z.T)[0]
-        self.z = self.standardise(x)
-        self.bound = self.z.T @ self.z/(2*len(z))
-        self.w,self.b = (z.new_zeros(n, len(self.classes)) for n in (self.z.shape[1],1))
+        if z.shape[1] > len(z):
+            self.basis = torch.linalg.qr(z.T)[0]
+            z = z @ self.basis
+        self.z,self.bound = z,z.T @ z/(2*len(z))
+        self.w,self.b = (z.new_zeros(n, len(self.classes)) for n in (z.shape[1],1))
 
     def standardise(self, x):
         z = (x.float()-self.mean)/self.std
@@ -213,23 +226,14 @@ class Probe:
         C:float=1., # Inverse strength of the L2 penalty
         steps:int=200 # At most
     ): # The probe itself; another `fit` begins where this one ended
-        z,eye = self.z,torch.eye(len(self.bound), device=self.z.device)
-        decay = (1+(len(self.classes) == 2))/(C*len(z))                    # of two classes the difference is penalised, as usual
+        z = self.z
+        decay = (2 if len(self.classes) == 2 else 1)/(C*len(z))             # of two classes the difference is penalised, as usual
         ridge = max(decay, 1e-6*self.bound.trace().item())                # or fp32 would lose the small values
-        low = torch.linalg.cholesky(self.bound + ridge*eye)
-        targ = F.one_hot(self.y, len(self.classes)).to(z)
+        low = torch.linalg.cholesky(self.bound + ridge*torch.eye(len(self.bound), device=z.device))
         v = torch.cat([low.T @ self.w, self.b]).requires_grad_()
         opt = torch.optim.LBFGS([v], max_iter=steps, tolerance_grad=1e-6, tolerance_change=0, line_search_fn='strong_wolfe')
-        weights = lambda: torch.linalg.solve_triangular(low.T, v[:-1].detach(), upper=True)
-        @torch.no_grad()
-        def loss():
-            w = weights()
-            logp = (z @ w + v[-1]).log_softmax(1)
-            g = (logp.exp()-targ)/len(z)
-            v.grad = torch.cat([torch.linalg.solve_triangular(low, z.T @ g + decay*w, upper=False), g.sum(0, keepdim=True)])
-            return F.nll_loss(logp, self.y) + w.square().sum()*decay/2
-        opt.step(loss)
-        self.w,self.b = weights(),v[-1:].detach()
+        opt.step(partial(_probe_loss, v, z, self.y, low, decay))
+        self.w,self.b = _probe_weights(v, low),v[-1:].detach()
         return self
 
     def predict(self, x:Tensor) -> Tensor: # (m,) labels

@@ -217,11 +217,12 @@ def _course(rows, evaluation) -> str:
 # %% ../../nbs/76_evaluation.report.ipynb #2e1ce99d
 def _looks(learn, alarms, n) -> str:
     "Pictures of embeddings and features"
-    ds,items,what = learn.dls.valid_ds,None,'Validation'
-    if not len(ds): ds,what = learn.dls.train_ds,'Training'
-    if what == 'Training': items = np.linspace(0, len(ds)-1, min(n, len(ds))).astype(int).tolist()
-    features,y = get_features(learn, int(items is None), items=items)
-    ds = ds if items is None else torch.utils.data.Subset(ds, items)
+    ds,what = learn.dls.valid_ds,'Validation'
+    if len(ds): features,y = get_features(learn)
+    else:                                                                # a sample of the training images instead
+        items = np.linspace(0, len(learn.dls.train_ds)-1, min(n, len(learn.dls.train_ds))).astype(int).tolist()
+        ds,what = torch.utils.data.Subset(learn.dls.train_ds, items),'Training'
+        features,y = get_features(learn, 0, items=items)
     vocab,k = label_vocab(learn.dls),min(4, len(features)-1)
     positives = 'two views of one image' if learner_method(learn).n_inp == 1 else 'an image and its text'
     res = [_picture(lambda: plot_similarities(learn),

@@ -50,6 +50,7 @@ def embed_texts(learn:Learner, # With a model that has `embed_texts`, as those o
     ids = torch.stack([tokens(o) for o in texts]).to(next(model.parameters()).device)
     with evaluating(model): return torch.cat([model.embed_texts(o).float().cpu() for o in ids.split(bs)])
 
+# %% ../../nbs/78_evaluation.retrieval.ipynb #adae3b16
 @delegates(get_features, but='projected')
 def embed_images(learn:Learner, # As in `embed_texts`
                  images:int|DataLoader|list|str|Path=1, # As `ds_idx` of `get_features`: a data set's number, a loader, files or a folder

@@ -515,7 +515,9 @@ class Resumed(Callback):
             rec.lrs,rec.losses,rec.iters,rec.values = r['lrs'].tolist(),list(r['losses'].unbind()),r['iters'],[L(o) for o in r['values']]
             rec.smooth_loss.count,rec.smooth_loss.val = r['smooth']
             rec.start_epoch = time.time()-s['elapsed']
-            for m,values in zip(learn.metrics, r['metrics']): vars(m).update({**({'learn':learn} if 'learn' in vars(m) else {}), **values})
+            for m,values in zip(learn.metrics, r['metrics']):
+                if 'learn' in vars(m): m.learn = learn                       # no checkpoint holds it
+                vars(m).update(values)
 
     def leave(self):
         vars(self.learn).pop('all_batches', None)
