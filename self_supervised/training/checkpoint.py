@@ -285,6 +285,7 @@ class Checkpoint(FitCallback):
     def setting_up(self):
         self.times,self.n_steps,self.stepped,self.term,self.plan = [],0,False,False,plan(self.learn)
         self.unasked,self.ask_after,self.asked_at = 0,1,time.perf_counter()
+        self.began = time.time()                                         # of an epoch; one that is skipped has no beginning
         self.warn_early()
         with super().setting_up(), self.alone(), deaf_workers(self.learn.dls), on_sigterm(self.end):
             try: yield
