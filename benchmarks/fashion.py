@@ -2,6 +2,7 @@
 10,000 training images without labels; accuracy on the 10,000 test images, with 10 labels per class and with all, beside raw pixels, the untrained encoder and
 supervised training on the same labels. Learning rates are chosen for each method and library by one short run for each on a split of the training images.
 Goes on where it was stopped: rows that are in the file are not computed again."""
+import inspect
 import os
 import time
 
@@ -11,14 +12,16 @@ from fastcore.script import call_parse
 from lightly_methods import peers
 from sklearn.model_selection import train_test_split
 
-from self_supervised.cli import fashion_views, methods
+from self_supervised.callback import methods as registry
+from self_supervised.cli import fashion_views
 from self_supervised.data import read_idx
 from self_supervised.vision.all import *
 
 folder,size,bs = Path('/usr/share/datasets/fashion-mnist'),28,128
 rates = 3e-3,1e-2,3e-2
 n_labels,draws = 10,5
-labelled = 'supcon','supconmoco'
+methods = {k:o for k,o in registry.items() if o.n_inp == 1 and not o.takes('teacher')}              # which others do not have
+labelled = [k for k,o in methods.items() if o.takes('unsup_class_id')]
 baselines = 'raw pixels','untrained encoder','labels alone'
 finetuned,supcon_lr = 'supcon, fine-tuned',1e-2                                       # the rate that the search finds
 
@@ -26,13 +29,9 @@ finetuned,supcon_lr = 'supcon, fine-tuned',1e-2                                 
 methods['nnclr, paper'] = methods['nnclr']
 
 # widths as on the digits, alike for both libraries; momentum and queue for a few hundred steps
-model_args = {'simclr': dict(hidden_size=512), 'supcon': dict(hidden_size=512), 'supconmoco': dict(hidden_size=512), 'moco': dict(hidden_size=512),
-              'mocov3': dict(hidden_size=512, projection_size=256), 'byol': dict(hidden_size=512, projection_size=256),
-              'simsiam': dict(hidden_size=512, projection_size=512, pred_size=128), 'nnclr': dict(hidden_size=512, projection_size=256, pred_size=512),
-              'barlowtwins': dict(hidden_size=512, projection_size=512), 'vicreg': dict(hidden_size=512, projection_size=512),
-              'swav': dict(hidden_size=512, n_protos=256), 'dino': dict(hidden_size=512, bottleneck_size=128, n_out=1024, bn=True),
-              'lejepa': dict(hidden_size=512, projection_size=64)}
-model_args['nnclr, paper'] = model_args['nnclr']
+own = {'simsiam': dict(pred_size=128), 'swav': dict(n_protos=256), 'dino': dict(bottleneck_size=128, n_out=1024, bn=True), 'lejepa': dict(projection_size=64)}
+def model_args(name): return {**{k:min(paper, 512) for k,(paper,_) in methods[name].heads.items()}, **own.get(name, {})}
+
 method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2, unsup_method=UnsupMethod.Only), 'supconmoco': dict(temp=.2, K=2048, m=.99), 'moco': dict(temp=.2, K=2048, m=.99),
                'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048, within=True), 'nnclr, paper': dict(temp=.2, K=2048), 'barlowtwins': dict(lmb=.015), 'swav': dict(K=0),
                'dino': dict(tmom_start=.97)}
@@ -80,11 +79,12 @@ def pretrained(name, lib, x, y, lr, epochs, seed):
     set_seed(seed)
     enc,few = encoder(),torch.from_numpy(few_labels(y, n_labels, seed)) if name in labelled else None
     dls = loaders(x, y, few)
-    cb,make,augs = methods[name]
-    augs = augs(size, **{**fashion_views, **(dict(n_small=0) if name in ('swav','dino','lejepa') else {})})
+    cb = methods[name]
+    small = dict(n_small=0) if 'n_small' in inspect.signature(cb.create_views).parameters else {}
+    augs = cb.create_views(size, **fashion_views, **small)
     if lib == 'ours':
         args = {**method_args.get(name, {}), **(dict(unsup_class_id=10) if few is not None else {})}
-        learn = Learner(dls, make(enc, **model_args[name]), cbs=[cb(augs, **args), NoValidation()])
+        learn = Learner(dls, cb.create_model(enc, **model_args(name)), cbs=[cb(augs, **args), NoValidation()])
     else:
         args = {**peer_args[cb.__name__], **(dict(frozen=1/epochs) if name == 'dino' else {})}
         peer = peers[cb.__name__][0](enc, enc.nf, **args)
@@ -162,8 +162,7 @@ def main(
     train,test = images()
     fit,held = (torch.from_numpy(o) for o in train_test_split(np.arange(len(train[1])), test_size=.2, random_state=0, stratify=train[1]))
     split = [(train[0][o],train[1][o]) for o in (fit,held)]
-    methods.pop('distill')                                              # which needs a teacher that the others do not have
-    who = [(k,'ours') for k in methods] + [(k,'lightly') for k,o in methods.items() if o[0].__name__ in peers and ',' not in k] + [('labels alone','ours'),(finetuned,'ours')]
+    who = [(k,'ours') for k in methods] + [(k,'lightly') for k,o in methods.items() if o.__name__ in peers and ',' not in k] + [('labels alone','ours'),(finetuned,'ours')]
     who = [o for o in who if only in ('', o[0])]
     work('fashion_search', [(*o, lr, 100) for o in who for lr in rates], search_epochs, *split, workers)
     found = rows_of('fashion_search')

@@ -6,30 +6,24 @@ import pandas as pd
 from common import record
 from fastcore.script import call_parse
 
+from self_supervised.callback import methods as registry
 from self_supervised.vision.all import *
 
 two = lambda: get_multi_aug_pipelines(2, 16, **digits_views)
 unsup,n_labels = 10,5
-paper = dict(opt=partial(SGD, mom=.9), lr=.05, wd=1e-4)
+sgd = dict(opt=partial(SGD, mom=.9), lr=.05, wd=1e-4)
 
-# model, callback, and how to train it; heads, momentum and queue are for a small encoder and a short training
-methods = {
-    'SimCLR':      (create_simclr_model, lambda: SimCLR(two(), temp=.5), {}),
-    'SupCon':      (create_supcon_model, lambda: SupCon(two(), unsup, UnsupMethod.Only, temp=.5), dict(share=.5)),
-    'SupConMOCO':  (create_supcon_model, lambda: SupConMOCO(two(), unsup, UnsupMethod.All, K=512, m=.99, temp=.2), dict(paper, share=.5)),
-    'MOCO':        (lambda e: create_moco_model(e, 256), lambda: MOCO(two(), K=512, m=.99, temp=.2), paper),
-    'MOCOV3':      (lambda e: create_mocov3_model(e, 256, 128), lambda: MOCOV3(two(), m=(.9,1.), temp=.5), {}),
-    'BYOL':        (lambda e: create_byol_model(e, 256, 128), lambda: BYOL(two(), m=.99), dict(paper, fit='fit_flat_cos')),
-    'SimSiam':     (lambda e: create_simsiam_model(e, 512, 512, 128), lambda: SimSiam(two()), dict(fit='fit_flat_cos', lr=1e-3)),
-    'NNCLR':       (lambda e: create_nnclr_model(e, 256, 128, 256), lambda: NNCLR(two(), K=1024, temp=.2), {}),
-    'BarlowTwins': (lambda e: create_barlow_twins_model(e, 256, 256), lambda: BarlowTwins(two(), lmb=.02), {}),
-    'VICReg':      (lambda e: create_vicreg_model(e, 256, 256), lambda: VICReg(two()), {}),
-    'SWAV':        (lambda e: create_swav_model(e, 256, 128, n_protos=64), lambda: SWAV(two(), K=0, eps=.02),
-                    dict(fit='fit_flat_cos', lr=2e-3)),
-    'DINO':        (lambda e: create_dino_model(e, n_out=128, hidden_size=256, bottleneck_size=64, bn=True), lambda: DINO(two(), tmom_start=.99),
-                    dict(fit='fit_flat_cos', lr=1e-3)),
-    'LeJEPA':      (lambda e: create_lejepa_model(e, 256, 64), lambda: LeJEPA(two()), {}),
-}
+def quick(cb):
+    "What makes the model and the callback of the method, and how to train it: for a small encoder and a short training, as its class says"
+    q,labels = cb.quick,cb.takes('unsup_class_id')
+    widths = {k:few for k,(_,few) in cb.heads.items()}
+    how = dict(q.get('train', {}), **(dict(share=.5) if labels else {}))
+    if how.pop('opt', None) == 'SGD': how = {**sgd, **how}
+    args = {**q.get('method', {}), **(dict(unsup_class_id=unsup) if labels else {})}
+    return lambda encoder: cb.create_model(encoder, **widths, **q.get('model', {})),lambda: cb(two(), **args),how
+
+# those that need nothing but images, and labels of some
+methods = {o.__name__:quick(o) for o in registry.values() if o.n_inp == 1 and not o.takes('teacher')}
 baselines = 'raw pixels','untrained encoder','labels alone'
 
 def encoder():

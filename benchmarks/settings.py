@@ -5,7 +5,7 @@ import time
 from common import NoValidation, record
 from fastcore.script import call_parse, store_true
 
-from self_supervised.cli import methods
+from self_supervised.callback import methods
 from self_supervised.training.settings import suggest
 from self_supervised.vision.all import *
 
@@ -25,7 +25,8 @@ def pixels(ds): return tuple(map(torch.stack, zip(*[(x.flatten().float(), tensor
 
 def run(name, seed, bs, epochs, factor=1., **changed):
     "Train with the suggested settings, but for what is `changed` and the learning rate times `factor`"
-    cb,model,augs = methods[name]
+    cb = methods[name]
+    model,augs = cb.create_model,cb.create_views
     set_seed(seed)
     dls = digits_dls(bs=bs, seed=seed)
     s = suggest(cb, len(dls.train_ds), bs, size, epochs)

@@ -10,26 +10,10 @@ import nbformat
 from fastcore.docments import MarkdownRenderer
 from tables import accuracy, baselines, markdown, spread
 
-from self_supervised.cli import methods
+from self_supervised.callback import methods
 from self_supervised.vision.all import suggest
 
 root = Path(__file__).parent.parent
-
-when = { # For whom each method is
-    'SimCLR':      "The first to try with 256 images in a batch or more: simple, and its loss is easy to read",
-    'SupCon':      "Some images have a label: the best choice then, as it learns from all images",
-    'SupConMOCO':  "Some images have a label and batches are small",
-    'MOCO':        "Contrastive learning with small batches: negatives come from a queue",
-    'MOCOV3':      "Vision transformers, with large batches",
-    'BYOL':        "Small batches, and images among which many are alike, as it has no negatives; needs many steps",
-    'SimSiam':     "As BYOL, but without a teacher; needs many steps",
-    'NNCLR':       "Augmentations are weak: the nearest neighbour in a queue takes the place of an image's other view",
-    'BarlowTwins': "Small batches, no teacher and no negatives; takes memory for its wide projector",
-    'VICReg':      "As Barlow Twins, and its three terms show what is wrong when it does not learn",
-    'SWAV':        "Images fall into groups; small views make much of few images",
-    'DINO':        "Vision transformers, and features for nearest neighbours or segmentation; needs many steps",
-    'LeJEPA':      "You do not want to tune: no teacher, no temperature, no queue, and one weight",
-    'Distill':     "There is a better encoder than you can train, such as a foundation model, and it is too large or too slow for its use"}
 
 questions = [ # Of the decision table
     ("Does each image come with a text?", "[CLIP or SigLIP](23_vision.clip.ipynb)"),
@@ -40,7 +24,8 @@ questions = [ # Of the decision table
     ("Are many images nearly alike (frames, slices, tiles)?", "BYOL or VICReg, which push no two images apart"),
     ("None of these?", "SimCLR")]
 
-names = {o[0].__name__: k for k,o in methods.items()}
+names = {o.__name__: k for k,o in methods.items()}
+when = {o.__name__: o.when for o in methods.values()}
 notebooks = {p.stem:p for p in sorted((root/'nbs').glob('[0-9]*.ipynb'))}
 
 def linked(text:str) -> str:
@@ -71,7 +56,7 @@ Accuracy on held-out digits with 5 labels per class, {len(df)} seeds, 315 steps 
 
 def about(name:str) -> str:
     "What stands at the end of a method's page"
-    s,df,module = suggest(name, 5000, 64, 128),accuracy(),methods[names[name]][0].__module__
+    s,df,module = suggest(name, 5000, 64, 128),accuracy(),methods[names[name]].__module__
     return f"""## When to use {name}
 
 {when[name]}. On the command line: `ssl_pretrain photos --method {names[name]}`.
@@ -104,7 +89,7 @@ Any of them takes one line to exchange, so try two. The last column is the accur
 
 def page_of(name:str) -> str:
     "The notebook of a method"
-    module = methods[names[name]][0].__module__.split('.')[-1]
+    module = methods[names[name]].__module__.split('.')[-1]
     return next(k for k in notebooks if k.endswith(f'vision.{module}'))
 
 def api(module:str) -> str:
@@ -122,7 +107,7 @@ def main(to:Path):
     shutil.copytree(root/'nbs'/'images', to/'images', dirs_exist_ok=True)
     for f in ('CHANGELOG.md','CONTRIBUTING.md','SECURITY.md'): shutil.copy(root/f, to/f.lower())
     for f in to.glob('*.md'): f.write_text(linked(f.read_text()))
-    of_method = {page_of(n):n for n in when if n != 'SupConMOCO'}
+    of_method = {page_of(n):n for n in reversed(when)}                  # of a page with several the first
     for k,p in notebooks.items():
         nb = shown(p)
         if k in of_method: nb.cells.append(nbformat.v4.new_markdown_cell(about(of_method[k])))

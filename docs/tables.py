@@ -6,6 +6,10 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t as student
 
+from self_supervised.callback import QueueMixin, TeacherCallback, methods as registry
+from self_supervised.evaluation.alarms import Alarms, checks
+from self_supervised.vision import all as _all                  # which makes all methods known
+
 root = Path(__file__).parent.parent
 pages = [*sorted((root/'docs').glob('*.md')), *sorted((root/'nbs').glob('*.ipynb'))]
 baselines = 'labels alone','raw pixels','untrained encoder'
@@ -25,6 +29,26 @@ def half(x:pd.Series) -> float:
     return student.ppf(.975, len(x)-1)*x.std()/len(x)**.5
 
 def spread(x:pd.Series, digits:int=3) -> str: return f"{x.mean():.{digits}f} ± {half(x):.{digits}f}"
+
+# what the classes of the methods and the functions of the alarms say
+
+def besides(o) -> str:
+    "What the method has besides the student"
+    heads = [p for p in o.parts if p not in ('encoder','projector')]*(o.n_inp == 1)
+    has = [o.learns_from(), 'teacher'*issubclass(o, TeacherCallback), *heads, 'queue'*issubclass(o, QueueMixin)]
+    return ', '.join(filter(None, has)) or 'nothing'
+
+def methods():
+    link = lambda n: f'[{n}](https://arxiv.org/abs/{n})'
+    rows = [(f'`{o.__name__}`', ', '.join(map(link, o.paper.arxiv.split(', '))), besides(o), o.small_batch[0] or '', o.when) for o in registry.values()]
+    return markdown(['callback','paper','besides images and encoder','images per batch, at least','for whom'], rows)
+
+def alarm_rows(when):
+    rows = {k:v for f in checks if f.when == when for k,v in f.rows.items()}
+    if when == 'training': rows |= Alarms.rows
+    return markdown(['alarm','what was seen','what it usually is'], [(k,*v) for k,v in rows.items()])
+def alarms_start(): return alarm_rows('start')
+def alarms_training(): return alarm_rows('training')
 
 # the digits, with 5 labels per class
 
@@ -162,7 +186,7 @@ def clip():
     rows = [(m, spread(g.accuracy) if len(g) > 1 else f'{g.accuracy.mean():.3f}', f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
     return f"{machines('clip')}; seeds: {df.seed.nunique()}, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
 
-tables = dict(clip=clip, continuing=continuing, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
+tables = dict(methods=methods, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

@@ -1,6 +1,6 @@
 """Every method as the tests make it: small, from its own declaration.
 
-Sizes come from the names of arguments, so that a new method is here as soon as the command line knows it."""
+Sizes come from the names of arguments, so that a method is here as soon as its class is made."""
 import copy, inspect
 from functools import cache, partial
 from typing import Callable, NamedTuple
@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple
 import pytest, torch
 from fastai.vision.all import (Categorize, DataLoaders, Datasets, L, Learner, TensorImage, TfmdDL, camel2snake, imagenet_stats,
                                load_learner, set_seed)
-from self_supervised.cli import methods
+from self_supervised.callback import methods
 from self_supervised.vision.all import TextTransformer, Tokens, Words, create_encoder
 
 set_seed(1)
@@ -39,15 +39,16 @@ class Method(NamedTuple):
     augs:Callable
     args:dict
 
-def _method(cb, model, augs):
-    "The name that a learner has for the method, and the method"
-    width = dict(projection_size=TEACHER.nf) if 'teacher' in _takes(cb) else {}
+def small(cb):
+    "The method `cb` of small sizes"
+    model,augs = cb.create_model,cb.create_views
+    width = dict(projection_size=TEACHER.nf) if cb.takes('teacher') else {}
     def make_model(encoder, **kw):
         texts = dict(text_encoder=text_encoder()) if cb.n_inp == 2 else {}
         return model(encoder, **{**_small(model, **width), **texts, **kw})
-    return camel2snake(cb.__name__),Method(cb, make_model, partial(augs, **_small(augs)), _small(cb))
+    return Method(cb, make_model, partial(augs, **_small(augs)), _small(cb))
 
-METHODS = dict(_method(*o) for o in methods.values())
+METHODS = {camel2snake(o.__name__): small(o) for o in methods.values()}
 def names(f): return [n for n,o in METHODS.items() if f(o)]
 MULTI,PAIRS = names(lambda o: o.cb.multi_crop),names(lambda o: o.cb.n_views > 1)
 TEACHERS,QUEUES = names(lambda o: hasattr(o.cb, 'encoder_k')),names(lambda o: 'K' in o.args)

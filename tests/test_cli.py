@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch, warm
 from safetensors.torch import load_file
 from self_supervised import cli
-from self_supervised.cli import change_settings, methods, parse_settings, ssl_pretrain
+from self_supervised.callback import methods
+from self_supervised.cli import change_settings, parse_settings, ssl_pretrain
 from self_supervised.training.settings import Suggestion, papers
 from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest, torch
 from fastai.vision.all import Adam, Callback, CancelFitException, Learner, noop, set_seed
 from hypothesis import given, settings, strategies as st
-from self_supervised.cli import methods
-from self_supervised.training.settings import Suggestion, heads, papers, suggest
+from self_supervised.callback import methods
+from self_supervised.training.settings import Suggestion, suggest
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import captioned_digits_dls, create_encoder, digits_dls, digits_stats, digits_views, text_tower
 import kit
@@ -18,7 +18,8 @@ TEACHER = create_encoder('test_resnet', False, n_in=1)
 GIVEN = dict(unsup_class_id=0, teacher=TEACHER)
 def complete(cb, args): return partial(cb, **{k:v for k,v in GIVEN.items() if k in args})
 def fixed(model, args): return partial(model, projection_size=TEACHER.nf) if 'teacher' in args else model
-METHODS = {cb.__name__: (complete(cb, kit.METHODS[n].args), fixed(model, kit.METHODS[n].args), augs) for n,(cb,model,augs) in zip(kit.METHODS, methods.values())}
+METHODS = {o.cb.__name__: (complete(o.cb, o.args), fixed(o.cb.create_model, o.args), o.cb.create_views) for o in kit.METHODS.values()}
+papers = {o.__name__: o.paper for o in methods.values()}
 TEXTS = [kit.METHODS[n].cb.__name__ for n in kit.METHODS if kit.METHODS[n].cb.n_inp == 2]
 each = pytest.mark.parametrize('name', METHODS)
 PARTS = 'about','fit','learner','method','model','views'
@@ -47,7 +48,8 @@ def two_batches(learn, s):
 
 def test_every_method_is_known():
     callbacks = {n for n,o in vars(ssl).items() if isinstance(o, type) and issubclass(o, ssl.SSLCallback) and o.lf is not ssl.SSLCallback.lf}
-    assert callbacks - {'SSLCallback'} == set(METHODS) == set(papers) == set(heads)
+    assert callbacks - {'SSLCallback'} == set(METHODS) == set(papers)
+    assert all(o.when and o.heads for o in methods.values())
 
 @each
 @pytest.mark.parametrize('opt', ['adam', 'sgd'])
@@ -107,7 +109,7 @@ def test_rules(name, n, bs, size, epochs, opt):
     else: assert 20 <= s.fit.n_epoch <= 800 and (s.fit.n_epoch in (20,800) or .95 < steps/10_000 < 1.05)
     m = s.method.get('tmom_start', s.method.get('m', 0))
     m = m[0] if isinstance(m, tuple) else m
-    if m: assert .9 <= m <= papers[name]['m'] and (1/(1-m) <= max(steps/5, 10)*1.02)
+    if m: assert .9 <= m <= papers[name].m and (1/(1-m) <= max(steps/5, 10)*1.02)
     K = s.method.get('K', 0)
     assert K % bs == 0 and K <= n/2 and K <= 65536
     assert K > 0 or name not in ('MOCO','SupConMOCO','NNCLR')

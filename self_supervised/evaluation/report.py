@@ -15,11 +15,13 @@ from scipy.stats import binomtest
 from fastai.vision.all import *
 import self_supervised
 from ..callback import *
+from ..callback import learner_size
 from ..data import label_vocab
 from ..processes import dataset_len
 from .features import *
 from .neighbours import *
 from .health import *
+from .health import learner_method
 from .alarms import *
 from .protocol import *
 from .pictures import *
@@ -176,23 +178,6 @@ def _result(o:Evaluation|None) -> str:
 
 
 # %% ../../nbs/76_evaluation.report.ipynb #4e6856bc
-_meaning = {
-    'train_loss':'loss of training batches, smoothed; its batches are others, so that its height does not compare with valid_loss',
-    'valid_loss':'loss of validation batches',
-    'knn':'share of validation images whose nearest labelled training images are of their class; higher is better',
-    'knn_top5':'share of validation images whose class is among the five with the nearest images',
-    'probe':'accuracy of a linear classifier on the features, for validation images; higher is better',
-    'spread':'standard deviation of embeddings; 1 is evenly spread, 0 is one point for all images',
-    'rankme':'how many directions the embeddings use; a few per cent of the width is a collapse, above that no value is good by itself',
-    'lidar':'how many directions tell images apart, beyond what tells views of an image apart; to be read like rankme',
-    'alignment':'squared distance of two views of an image, from 0 to 4; lower is better as long as spread is near 1',
-    'uniformity':'how evenly embeddings cover the sphere; lower is more even, 0 is one point',
-    'teacher':"distance of the momentum encoder's weights from those of the encoder, over their length; 0 is no teacher",
-    'false_negs':'share of the queue that is nearer to an image than its own second view',
-    'grad_norm':'length of the gradient, mean over steps',
-    'unsup':'part of valid_loss about images without a label; 0 where all validation images have one and only those without are counted',
-    'sup':'part of valid_loss about images with a label'}
-
 def _curves(rows, evaluation):
     "`plot_health` with the baselines of an evaluation"
     axs = plot_health(rows, ncols=2)
@@ -204,15 +189,19 @@ def _curves(rows, evaluation):
         if len(df): ax.legend(fontsize=7)
     return axs
 
-def _course(rows, evaluation) -> str:
+def _meanings(cb) -> dict:
+    "What each column means: the figures, and the terms of the method's loss"
+    return {**{k:o.meaning for k,o in figures.items()}, **cb.term_names}
+
+def _course(rows, evaluation, cb) -> str:
     "Curves, what they mean, some epochs and, to be opened, all"
     few = rows.iloc[np.unique(np.linspace(0, len(rows)-1, 8).astype(int))]
-    what = ''.join(f'<dt>{escape(o)}</dt><dd>{escape(_meaning[o])}</dd>' for o in rows.columns if o in _meaning)
+    known = _meanings(cb)
+    what = ''.join(f'<dt>{escape(o)}</dt><dd>{escape(known[o])}</dd>' for o in rows.columns if o in known)
     every = _table(rows, 'Every epoch, as fastai prints it')
     return (_picture(lambda: _curves(rows, evaluation), 'Losses, and each column of the table, over epochs') + f'<dl>{what}</dl>'
             + (every if len(few) == len(rows) else
                _table(few, 'Some epochs') + f'<details><summary>All {len(rows)} epochs</summary>{every}</details>'))
-
 
 # %% ../../nbs/76_evaluation.report.ipynb #2e1ce99d
 def _looks(learn, alarms, n) -> str:
@@ -257,11 +246,10 @@ def _evaluation(o:Evaluation, cb) -> str:
     how = ''.join(f'<p><small>{escape(l)}</small></p>' for l in o.how.split('\n'))
     res,curve = _table(table.rename_axis('figure'), 'Accuracy on validation images'),(o.df.labels != 'all').any()
     if curve: res += _picture(lambda: o.plot(), 'Accuracy over labels per class; bars are over draws of the labels, not over trainings')
-    if curve and hasattr(cb, 'sup_lf'):
+    if curve and cb.takes('unsup_class_id'):
         res += ('<p class="bad"><strong>No few-label result.</strong> This method has trained with all labels of the training images, also '
                 'where its curve counts fewer per class. What fewer labels give takes a training with fewer.</p>')
     return res + how
-
 
 # %% ../../nbs/76_evaluation.report.ipynb #d8718a9f
 @patch
@@ -283,7 +271,7 @@ def report(self:Learner,
     if not labelled: why = 'There are no labels to evaluate with: look at the neighbours and the map below.'
     sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else f'<p>{why}</p>'
     if cb.n_inp > 1: sections['Retrieval'] = _retrieval(self)
-    sections['Course of training'] = _course(rows, evaluation)
+    sections['Course of training'] = _course(rows, evaluation, cb)
     sections['Views'] = '<p>What the method makes of images: each row is an image, each column a view.</p>' + _picture(
         lambda: cb.show(n=5), 'Views of five training images, as the loss sees them')
     sections['What the encoder has learnt'] = _looks(self, alarms, n)
@@ -295,4 +283,3 @@ def report(self:Learner,
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(title, _verdict(self) + _result(evaluation), sections), encoding='utf-8')
     return path
-

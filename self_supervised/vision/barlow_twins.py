@@ -9,7 +9,7 @@ __all__ = ['create_barlow_twins_model', 'get_barlow_twins_aug_pipelines', 'Barlo
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import ImageSums, check_z, cross_squares
 from ..callback import *
 
 # %% ../../nbs/16_vision.barlow_twins.ipynb #9e4d3de3
@@ -24,9 +24,38 @@ def get_barlow_twins_aug_pipelines(size:int|tuple, **kwargs) -> list:
     "Barlow Twins' two views, which are BYOL's"
     return get_asymmetric_aug_pipelines(size, **kwargs)
 
+# %% ../../nbs/16_vision.barlow_twins.ipynb #183e3754
+def _standardised(z, images):
+    if not images.all: return F.batch_norm(z, None, None, training=True)
+    z = images.centred(z)
+    return z*(images.sum(z.square().sum(0), alike=False)/images.n + 1e-5).rsqrt()
+
+def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
+                 lmb:float=5e-3, # Weight λ of the redundancy term
+                 hsic:bool=False, # Off-diagonal correlations go to -1 instead of 0
+                 rows:Tensor|None=None, # As in `nt_xent`, of the B images
+                 total:int|None=None # Images of all processes, if `z` has only those of this one: then its part of the loss of all
+) -> Tensor: # scalar
+    "Barlow Twins (2103.03230): (C_ii-1)² summed, plus λ times C_ij² summed; C correlates batch-standardised embeddings"
+    images = ImageSums(check_z(z), rows, total)
+    with torch.autocast(z.device.type, enabled=False):
+        z1,z2 = (_standardised(o, images) for o in z.float().chunk(2))
+        n,d = images.n,z1.shape[1]
+        diag,squares = cross_squares(z1, z2, images)
+        diag = diag/n
+        rest = (diag-1).square().sum() - lmb*(diag+hsic).square().sum()
+        if hsic: rest = rest + lmb*(2*images.sum((z1.sum(1)*z2.sum(1)).sum())/n + d**2)
+        return lmb*squares/n**2 + rest*images.part
+
 # %% ../../nbs/16_vision.barlow_twins.ipynb #8714066f
 class BarlowTwins(CorrelationsMixin, SSLCallback):
     "Barlow Twins (2103.03230): the correlation matrix of two views' embeddings should be the identity"
+    create_model,create_views = create_barlow_twins_model,get_barlow_twins_aug_pipelines
+    paper = Paper('2103.03230', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000)
+    heads = dict(hidden_size=(8192,256), projection_size=(8192,256))
+    quick = dict(method=dict(lmb=.02))
+    small_batch = 64,"correlations over few images are noisy"
+    when = "Small batches, no teacher and no negatives; takes memory for its wide projector"
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_barlow_twins_aug_pipelines`
         lmb:float=5e-3, # Weight λ of the off-diagonal; divide it by the width for narrow projectors, see below
@@ -36,6 +65,11 @@ class BarlowTwins(CorrelationsMixin, SSLCallback):
         super().__init__(aug_pipelines, print_augs)
         if not lmb >= 0: raise ValueError(f"lmb must be at least 0, got {lmb!r}")
         store_attr('lmb,hsic')
+
+    @classmethod
+    def suggest(cls, s, a):
+        why = "5e-3 (8,192/width)^.4: the paper's 5e-3 for 8,192, and .02 for 256 as measured"
+        s.add('method', why, f'{a.paper}, measured', lmb=round(5e-3*(8192/s.model.projection_size)**.4, 4))
 
     def trivial_loss(self, y, *yb):
         d = projection_size(get_model(self.learn.model))

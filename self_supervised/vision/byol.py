@@ -9,7 +9,7 @@ __all__ = ['create_byol_model', 'get_byol_aug_pipelines', 'BYOL']
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import across_views, unit
 from ..momentum import *
 from ..callback import *
 
@@ -24,9 +24,25 @@ def get_byol_aug_pipelines(size:int|tuple, **kwargs) -> list:
     "BYOL's two views"
     return get_asymmetric_aug_pipelines(size, **kwargs)
 
+# %% ../../nbs/13_vision.byol.ipynb #8d3ccc98
+def byol(p:Tensor, # (VB, d) predictions of the student, first views then second views, ...
+         z:Tensor, # (GB, d) projections of the teacher for the views `large_ids`; no gradient goes there
+         n_views:int=2, # Number of views V
+         large_ids:list|None=None # Views the teacher sees; None is all of them
+) -> Tensor: # scalar in [0, 8]
+    "BYOL (2006.07733): [2-2cos(p1,z2)] + [2-2cos(p2,z1)], mean over images; with more views, twice the mean over all pairs"
+    with torch.autocast(p.device.type, enabled=False):
+        def distance(z, p): return 2-2*torch.linalg.vecdot(z, p).mean()
+        return 2*across_views(distance, unit(z.detach()), unit(p), n_views, large_ids)
+
 # %% ../../nbs/13_vision.byol.ipynb #6611f9a4
 class BYOL(TeacherCallback):
     "BYOL (2006.07733): predict the momentum encoder's projection of the other view"
+    create_model,create_views = create_byol_model,get_byol_aug_pipelines
+    paper = Paper('2006.07733', opt='LARS', lr=.2, wd=1.5e-6, bs=4096, epochs=1000, m=.996)
+    heads = dict(hidden_size=(4096,256), projection_size=(256,128))
+    quick = dict(method=dict(m=.99), train=dict(opt='SGD', fit='fit_flat_cos'))
+    when = "Small batches, and images among which many are alike, as it has no negatives; needs many steps"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_byol_aug_pipelines`

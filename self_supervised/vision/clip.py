@@ -16,7 +16,7 @@ from ..callback import *
 from ..data import *
 from ..images import find_images, image_exts
 from ..layers import *
-from ..losses import *
+from ..losses import by_rows, check_temp, info_nce, unit
 from ..momentum import *
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190005
@@ -138,6 +138,38 @@ def get_clip_aug_pipelines(size:int|tuple, rotate:bool=False, jitter:bool=False,
     "One view, as CLIP has it: a large crop and nothing else, as texts may name colours and sides"
     return [get_batch_augs(size, rotate=rotate, jitter=jitter, bw=bw, blur=blur, flip_p=flip_p, resize_scale=resize_scale, **kwargs)]
 
+# %% ../../nbs/23_vision.clip.ipynb #0be50e83
+def _check_pairs(images, texts):
+    "Both normalised, in fp32"
+    if images.shape != texts.shape or images.ndim != 2:
+        raise ValueError(f"images and texts must both be (n, d), in the same order, got {tuple(images.shape)} and {tuple(texts.shape)}")
+    return unit(images),unit(texts)
+
+def clip_loss(images:Tensor, # (n, d) embeddings of images
+              texts:Tensor, # (n, d) of their captions, in the same order
+              scale:float|Tensor=1/.07, # s, by which similarities are multiplied: the inverse of a temperature
+              rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "CLIP (2103.00020): cross-entropy of finding an image's caption and a caption's image, mean of both"
+    with torch.autocast(images.device.type, enabled=False):
+        (images,texts),n = _check_pairs(images, texts),len(images)
+        def part(i, a, b, scale): return sum(F.cross_entropy(scale*x[i] @ y.T, i, reduction='sum') for x,y in ((a,b),(b,a)))
+        return by_rows(part, n, 2*n, rows, images, texts, torch.as_tensor(scale, dtype=torch.float, device=images.device))/(2*n)
+
+def siglip_loss(images:Tensor, texts:Tensor, # As in `clip_loss`
+                scale:float|Tensor=10., # s, by which similarities are multiplied
+                bias:float|Tensor=-10., # b, which is added to them
+                rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "SigLIP (2303.15343): logistic loss of every image and caption, summed over captions, mean over images"
+    with torch.autocast(images.device.type, enabled=False):
+        (images,texts),n = _check_pairs(images, texts),len(images)
+        def part(i, a, b, scale, bias):
+            x = scale*a[i] @ b.T + bias
+            return -F.logsigmoid(torch.where(i[:,None] == torch.arange(n, device=i.device), x, -x)).sum()
+        s,b = (torch.as_tensor(o, dtype=torch.float, device=images.device) for o in (scale, bias))
+        return by_rows(part, n, n, rows, images, texts, s, b)/n
+
 # %% ../../nbs/23_vision.clip.ipynb #c119000b
 class ImageTextMixin:
     "For methods of images and the tokens of their texts: one view of each image"
@@ -158,6 +190,11 @@ class ImageTextMixin:
 
 class CLIP(ImageTextMixin, SSLCallback):
     "CLIP (2103.00020): an image finds its text among those of the batch, and a text its image"
+    create_model,create_views = create_clip_model,get_clip_aug_pipelines
+    paper = Paper('2103.00020', opt='AdamW', lr=5e-4, wd=.2, bs=32768, epochs=32)
+    heads = dict(projection_size=(512,128))
+    small_batch = 128,"few negatives; CLIPMOCO has a queue of them, SigLIP needs fewer"
+    when = "Each image comes with a text: to search by words, and to name classes instead of labelling them"
     parts = (*ImageTextMixin.parts,'log_scale')
     max_scale = 100. # Most by which similarities are multiplied
     def __init__(self,
@@ -175,6 +212,10 @@ class CLIP(ImageTextMixin, SSLCallback):
 
 class SigLIP(CLIP):
     "SigLIP (2303.15343): does this text belong to this image? One answer for each pair of a batch"
+    create_model = create_siglip_model
+    paper = Paper('2303.15343')
+    small_batch = 0,''
+    when = "As CLIP, with smaller batches"
     parts = (*CLIP.parts,'bias')
     def trivial_loss(self, y, *yb):
         "Of the best answer that is the same for all pairs"
@@ -184,6 +225,10 @@ class SigLIP(CLIP):
 
 class CLIPMOCO(ImageTextMixin, QueueMixin, TeacherCallback):
     "CLIP with MoCo's (1911.05722) queue: images find the teacher's texts, and texts the teacher's images, among a queue of both"
+    create_model,create_views = create_clipmoco_model,get_clip_aug_pipelines
+    paper = Paper('2103.00020, 1911.05722', temp=.07, K=65536, m=.999)
+    heads = dict(projection_size=(512,128))
+    when = "As CLIP, with small batches: texts and images wait in a queue"
     def __init__(self,
         aug_pipelines:list, # One pipeline, e.g. from `get_clip_aug_pipelines`
         K:int=4096, # Length of the queue
@@ -194,6 +239,8 @@ class CLIPMOCO(ImageTextMixin, QueueMixin, TeacherCallback):
         super().__init__(aug_pipelines, print_augs)
         self.K,self.m,self.temp = K,check_momentum(m),check_temp(temp)
 
+    @classmethod
+    def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, temp=cls.paper.temp)
     def queue_width(self, model): return 2*projection_size(model)
     def inputs(self, views, yb):
         def both(x): return torch.stack(self.encoder_k(x, self.learn.xb[1]), 1).flatten(1)

@@ -11,9 +11,10 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
 from ..collectives import *
-from ..losses import *
+from ..losses import across_views, by_rows, check_temp, to_others, unit
 from ..momentum import *
 from ..callback import *
+from ..fit import *
 
 # %% ../../nbs/20_vision.dino.ipynb #17c5b4bf
 class NormLinear(nn.Module):
@@ -66,9 +67,40 @@ def get_dino_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, resiz
     return get_multi_crop_pipelines(size, small_size, resize_scale=resize_scale, small_scale=small_scale, rotate=rotate, jitter_s=jitter_s,
                                     blur_p=blur_p, solarize_p=solarize_p, solarize=solarize, **kwargs)
 
+# %% ../../nbs/20_vision.dino.ipynb #a0c206c7
+def dino(s:Tensor, # (VB, P) outputs of the student for all views
+         t:Tensor, # (GB, P) outputs of the teacher for the views `large_ids`; no gradient goes there
+         center:Tensor, # (P,) running mean of the teacher's outputs
+         tps:float=0.1, # The student's temperature > 0
+         tpt:float=0.04, # The teacher's temperature > 0
+         n_views:int=2, # Number of views V
+         large_ids:list|None=None # Views the teacher sees; None is all of them
+) -> Tensor: # scalar
+    "DINO (2104.14294): cross-entropy of the teacher's centred, sharpened output and the student's, mean over pairs of views"
+    with torch.autocast(s.device.type, enabled=False):
+        t = ((t.detach().float()-center)/check_temp(tpt)).softmax(1)
+        return across_views(lambda t,s: F.cross_entropy(s, t), t, s.float()/check_temp(tps), n_views, large_ids)
+
+# %% ../../nbs/20_vision.dino.ipynb #1d60df12
+def koleo(x:Tensor, # (n, d) features of one view of n > 1 images
+          eps:float=1e-8, # Added to distances, whose logarithm it bounds
+          rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar, at least -ln 2
+    "KoLeo (DINOv2, 2304.07193): minus the logarithm of the distance to the nearest other feature on the sphere, mean over the rows"
+    if x.ndim != 2 or len(x) < 2: raise ValueError(f"x must be (n, d) with features of at least 2 images, got shape {tuple(x.shape)}")
+    with torch.autocast(x.device.type, enabled=False):
+        x,n = unit(x),len(x)
+        def part(i, x): return -((x[i]-x[to_others(x.detach(), i, 1.).argmax(1)]).norm(dim=1) + eps).log().sum()
+        return by_rows(part, n, n, rows, x)/n
+
 # %% ../../nbs/20_vision.dino.ipynb #e469814f
 class DINO(StagedMixin, TeacherCallback):
     "DINO (2104.14294): every view predicts the centred and sharpened output of the teacher for another, large view"
+    create_model,create_views = create_dino_model,get_dino_aug_pipelines
+    paper = Paper('2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03)
+    heads = dict(hidden_size=(2048,256), bottleneck_size=(256,64))
+    quick = dict(model=dict(n_out=128, bn=True), method=dict(tmom_start=.99), train=dict(fit='fit_flat_cos', lr=1e-3))
+    when = "Vision transformers, and features for nearest neighbours or segmentation; needs many steps"
     multi_crop = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_dino_aug_pipelines`
@@ -92,6 +124,17 @@ class DINO(StagedMixin, TeacherCallback):
         if freeze_last_layer < 0: raise ValueError(f"freeze_last_layer must be a number of epochs of at least 0, got {freeze_last_layer!r}")
         if koleo < 0: raise ValueError(f"koleo must be a weight of at least 0, got {koleo!r}")
         store_attr('cmom,tpt_start,tpt_end,tpt_warmup,tps,freeze_last_layer,koleo')
+
+    @classmethod
+    def suggest(cls, s, a):
+        n = min(max(2**round(math.log2(a.n_images/10)), 64), 65536)
+        s.add('model', "for convolutional encoders alone", 'judgement', bn=a.arch=='resnet')
+        s.add('model', "one per 10 images, as a power of two; the paper has 65,536", 'judgement', n_out=n)
+        why,source,m = a.momentum
+        s.add('method', why, source, tmom_start=m)
+        s.add('method', "as in the paper; lower if the loss does not fall", a.paper, tpt_start=.04, tpt_end=.07)
+        s.add('method', "as in the paper", a.paper, tps=.1, cmom=.9)
+        if s.views.get('n_small') == 0: s.add('views', "as the authors advise without small views", a.paper, resize_scale=(.14,1.))
 
     center = property(lambda self: get_model(self.learn.model).center, doc="Running mean of the teacher's outputs")
     compares = property(lambda self: self.koleo > 0, doc="KoLeo compares images with each other")

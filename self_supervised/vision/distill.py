@@ -10,9 +10,10 @@ from xxhash import xxh3_64_intdigest
 from fastai.vision.all import *
 from ..augmentations import *
 from ..callback import *
+from ..callback import learner_norm, learner_size
 from ..images import FileTransform
 from ..layers import *
-from ..losses import *
+from ..losses import by_rows, check_temp, unit
 
 # %% ../../nbs/22_vision.distill.ipynb #d1571105
 def load_teacher(
@@ -42,9 +43,36 @@ def get_distill_aug_pipelines(size:int|tuple, resize_scale:tuple=(.2,1.), rotate
     "Two views with the recipe of MoCo v2, which is SEED's"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
+# %% ../../nbs/22_vision.distill.ipynb #92b33015
+def seed(s:Tensor, # (n, d) embeddings of the student
+         t:Tensor, # (n, d) of the teacher, in the same order; no gradient goes there
+         queue:Tensor, # (K, d) earlier ones of the teacher
+         temp:float=.2, # The student's temperature > 0
+         temp_t:float=.01, # The teacher's temperature > 0
+         rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "SEED (2101.04731): cross-entropy of the teacher's and the student's similarities to the teacher's embedding and its queue"
+    if s.shape != t.shape or s.ndim != 2: raise ValueError(f"s and t must both be (n, d), got {tuple(s.shape)} and {tuple(t.shape)}")
+    with torch.autocast(s.device.type, enabled=False):
+        s,t,queue = unit(s),unit(t.detach()),unit(queue.detach())
+        def to_teacher(i, x, temp): return torch.cat([(x*t[i]).sum(1, keepdim=True), x @ queue.T], 1)/check_temp(temp)
+        def part(i, s): return F.cross_entropy(to_teacher(i, s[i], temp), to_teacher(i, t[i], temp_t).softmax(1), reduction='sum')
+        return by_rows(part, len(s), len(queue)+1, rows, s)/len(s)
+
+def cosine(s:Tensor, # (n, d) embeddings of the student
+           t:Tensor # (n, d) of the teacher, in the same order; no gradient goes there
+) -> Tensor: # scalar in [0, 4]
+    "Regression of normalised embeddings: 2-2cos(s,t), mean over images, the squared distance on the sphere"
+    if s.shape != t.shape or s.ndim != 2: raise ValueError(f"s and t must both be (n, d), got {tuple(s.shape)} and {tuple(t.shape)}")
+    with torch.autocast(s.device.type, enabled=False): return (2-2*torch.linalg.vecdot(unit(s), unit(t.detach()))).mean()
+
 # %% ../../nbs/22_vision.distill.ipynb #d1571107
 class Distill(QueueMixin, SSLCallback):
     "SEED (2101.04731), or regression: the student gives the features of a frozen teacher"
+    create_model,create_views = create_distill_model,get_distill_aug_pipelines
+    paper = Paper('2101.04731', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, K=65536)
+    heads = dict(hidden_size=(2048,256))
+    when = "There is a better encoder than you can train, such as a foundation model, and it is too large or too slow for its use"
     multi_crop,compares,teacher = True,False,None
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_distill_aug_pipelines`
@@ -63,6 +91,9 @@ class Distill(QueueMixin, SSLCallback):
         self.teacher,self.teacher_size,self.teacher_stats = load_teacher(teacher, teacher_size, teacher_stats)
         self.K,self.temp,self.temp_t = K if loss == 'seed' else 0,check_temp(temp),check_temp(temp_t)
         store_attr('loss,whole'); self.of_image = {}
+
+    @classmethod
+    def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, temp=.2, temp_t=.01)
 
     def __getstate__(self):
         "An exported learner has no teacher"

@@ -9,7 +9,8 @@ __all__ = ['create_lejepa_model', 'get_lejepa_aug_pipelines', 'LeJEPA']
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..collectives import sum_over, world
+from ..losses import by_rows, check_z
 from ..callback import *
 
 # %% ../../nbs/21_vision.lejepa.ipynb #9668f11b
@@ -26,10 +27,55 @@ def get_lejepa_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, res
     return get_multi_crop_pipelines(size, small_size, resize_scale=resize_scale, small_scale=small_scale, rotate=rotate,
                                     jitter_s=jitter_s, **kwargs)
 
+# %% ../../nbs/21_vision.lejepa.ipynb #66fe60f2
+def sigreg(z:Tensor, # (n, d) embeddings of one view
+           directions:Tensor, # (d, M) of length 1, drawn anew in each step, the same in all processes
+           knots:int=17, t_max:float=3., # Points of the characteristic functions that are compared, on [0, t_max]
+           total:int|None=None # As in `barlow_twins`
+) -> Tensor: # scalar
+    "SIGReg (LeJEPA, 2511.08544): Epps and Pulley's distance from a standard normal distribution, mean over `directions`"
+    if z.ndim != 2 or directions.ndim != 2 or z.shape[1] != len(directions):
+        raise ValueError(f"z must be (n, d) and directions (d, M), got {tuple(z.shape)} and {tuple(directions.shape)}")
+    with torch.autocast(z.device.type, enabled=False):
+        z,n,m = z.float(),total or len(z),directions.shape[1]
+        t = torch.linspace(0, t_max, knots, device=z.device)
+        goal = (-t.square()/2).exp()
+        w = 2*t[1]*goal
+        w[[0,-1]] /= 2
+        def mean(x): return (sum_over(x.sum(0), alike=True) if total else x.sum(0))/n
+        def part(i, z):
+            x = (z @ directions[:,i])[...,None]*t
+            return (((mean(x.cos())-goal).square() + mean(x.sin()).square()) @ w).sum()*n
+        return by_rows(part, m, n*knots, None, z)/(m*(world() if total else 1))
+
+# %% ../../nbs/21_vision.lejepa.ipynb #3a746415
+def lejepa(z:Tensor, # (VB, d) embeddings, first views then second views, ...
+           directions:Tensor, # As in `sigreg`
+           lmb:float=.05, # Weight λ of SIGReg, in [0, 1]
+           n_views:int=2, # Number of views V
+           large_ids:list|None=None, # Views whose mean all views are drawn to; None is all of them
+           total:int|None=None # As in `barlow_twins`, also for the terms
+) -> tuple: # The total, and the two terms without their weights
+    "LeJEPA (2511.08544): (1-λ)·mean squared distance to the mean of the large views, plus λ·`sigreg` of each view"
+    check_z(z, n_views)
+    with torch.autocast(z.device.type, enabled=False):
+        views = z.float().view(n_views, -1, z.shape[1])
+        centre = views[list(range(n_views)) if large_ids is None else list(large_ids)].mean(0)
+        inv = (views-centre).square().sum()/(n_views*(total or views.shape[1])*z.shape[1])
+        reg = sum(sigreg(o, directions, total=total) for o in views)/n_views
+        return (1-lmb)*inv + lmb*reg,(inv,reg)
+
 # %% ../../nbs/21_vision.lejepa.ipynb #cd48bd00
 class LeJEPA(TermsMixin, SSLCallback):
     "LeJEPA (2511.08544): every view predicts the mean of the large ones, and embeddings are kept normally distributed"
-    multi_crop,compares,term_names = True,False,('invariance','sigreg')
+    create_model,create_views = create_lejepa_model,get_lejepa_aug_pipelines
+    paper = Paper('2511.08544')
+    heads = dict(hidden_size=(2048,256), projection_size=(128,64))
+    small_batch = 128,"few embeddings for a test of their distribution"
+    when = "You do not want to tune: no teacher, no temperature, no queue, and one weight"
+    multi_crop,compares = True,False
+    term_names = dict(invariance='squared distance of a view to the mean of the large ones; lower is better',
+                      sigreg='distance of the embeddings from a standard normal; about 1 is none, whatever the batch')
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_lejepa_aug_pipelines`
         lmb:float=.05, # Weight λ of SIGReg, in [0, 1]
@@ -42,6 +88,9 @@ class LeJEPA(TermsMixin, SSLCallback):
         if n_directions < 1: raise ValueError(f"n_directions must be at least 1, got {n_directions!r}")
         self.large_crop_ids = check_crop_ids('large_crop_ids', large_crop_ids, self.n_views)
         store_attr('lmb,n_directions')
+
+    @classmethod
+    def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, lmb=.05)
 
     def directions(self, d:int) -> Tensor:
         "(d, n_directions) of this step, the same in all processes and after a resume; always the same in validation"

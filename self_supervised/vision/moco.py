@@ -9,7 +9,7 @@ __all__ = ['create_moco_model', 'create_mocov3_model', 'get_moco_aug_pipelines',
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import check_temp, info_nce
 from ..momentum import *
 from ..callback import *
 
@@ -34,9 +34,24 @@ def get_mocov3_aug_pipelines(size:int|tuple, **kwargs) -> list:
     "MoCo v3's two views, which are BYOL's"
     return get_asymmetric_aug_pipelines(size, **kwargs)
 
+# %% ../../nbs/12_vision.moco.ipynb #2d8a3f88
+def moco_v3(q:Tensor, # (2B, d) predictions of the student, first views then second views
+            k:Tensor, # (2B, d) projections of the teacher, in the same order
+            temp:float=0.2, # temperature τ > 0
+            rows:Tensor|None=None # As in `nt_xent`, for the B rows of each term
+) -> Tensor: # scalar
+    "MoCo v3 (2104.02057): 2τ·[InfoNCE(q1,k2) + InfoNCE(q2,k1)]"
+    (q1,q2),(k1,k2) = q.chunk(2),k.detach().chunk(2)
+    return 2*temp*(info_nce(q1, k2, temp=temp, rows=rows) + info_nce(q2, k1, temp=temp, rows=rows))
+
 # %% ../../nbs/12_vision.moco.ipynb #90d5972f
 class MOCO(KeyQueueCallback):
     "MoCo (1911.05722, 2003.04297): find the own key among the batch's and the queue's"
+    create_model,create_views = create_moco_model,get_moco_aug_pipelines
+    paper = Paper('2003.04297, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.2, K=65536, m=.999)
+    heads = dict(hidden_size=(2048,256), projection_size=(128,128))
+    quick = dict(method=dict(K=512, m=.99, temp=.2), train=dict(opt='SGD'))
+    when = "Contrastive learning with small batches: negatives come from a queue"
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_moco_aug_pipelines`
         K:int=4096, # Length of the queue
@@ -62,6 +77,12 @@ class MOCO(KeyQueueCallback):
 # %% ../../nbs/12_vision.moco.ipynb #dbc2231e
 class MOCOV3(TeacherCallback):
     "MoCo v3 (2104.02057): symmetric, predictor, no queue, momentum to 1 on a cosine"
+    create_model,create_views = create_mocov3_model,get_mocov3_aug_pipelines
+    paper = Paper('2104.02057', opt='AdamW', lr=1.5e-4, wd=.1, bs=4096, epochs=300, temp=.2, m=.99)
+    heads = dict(hidden_size=(4096,256), projection_size=(256,128))
+    quick = dict(method=dict(m=(.9,1.), temp=.5))
+    small_batch = 256,"the paper has 4,096; MOCO has a queue for small batches"
+    when = "Vision transformers, with large batches"
     parts = ('encoder','projector','predictor')
     def __init__(self,
         aug_pipelines:list, # Two pipelines
@@ -72,6 +93,13 @@ class MOCOV3(TeacherCallback):
     ):
         super().__init__(aug_pipelines, print_augs)
         self.m,self.temp,self.freeze_patch_embed = check_momentum(m),check_temp(temp),freeze_patch_embed
+
+    @classmethod
+    def suggest(cls, s, a):
+        if a.arch == 'resnet' and not a.small: s.add('method', "the authors' for ResNet-50", a.paper, temp=1.)
+        if a.arch == 'vit':
+            s.add('model', "for transformers", a.paper, nlayers=3)
+            s.add('method', "steadies transformers", a.paper, freeze_patch_embed=True)
 
     def check_setup(self):
         super().check_setup()

@@ -9,7 +9,7 @@ __all__ = ['create_nnclr_model', 'get_nnclr_aug_pipelines', 'NNCLR']
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import check_temp, info_nce, nt_xent
 from ..momentum import *
 from ..collectives import gather_views
 from ..callback import *
@@ -26,9 +26,28 @@ def get_nnclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:
     "Two views with SimCLR's recipe"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
+# %% ../../nbs/15_vision.nnclr.ipynb #cb22c3dd
+def nnclr(nn:Tensor, # (2B, d) nearest neighbours of the projections of the first, then of the second views
+          p:Tensor, # (2B, d) predictions, in the same order
+          temp:float=0.1, # temperature τ > 0
+          rows:Tensor|None=None, # As in `moco_v3`
+          within:bool=False # L is NT-Xent, as in lightly: predictions of one view are negatives of each other too
+) -> Tensor: # scalar
+    "NNCLR (2104.14548): ½L(NN(z1),p2) + ½L(NN(z2),p1); no gradient to the neighbours"
+    (n1,n2),(p1,p2) = nn.detach().chunk(2),p.chunk(2)
+    if within:
+        if rows is not None: rows = torch.cat([rows, rows+len(n1)])
+        return (nt_xent(torch.cat([n1,p2]), temp, rows=rows) + nt_xent(torch.cat([n2,p1]), temp, rows=rows))/2
+    return (info_nce(n1, p2, temp=temp, rows=rows) + info_nce(n2, p1, temp=temp, rows=rows))/2
+
 # %% ../../nbs/15_vision.nnclr.ipynb #fc4c8500
 class NNCLR(QueueMixin, SSLCallback):
     "NNCLR (2104.14548): a view's nearest past embedding has to find the other view's prediction"
+    create_model,create_views = create_nnclr_model,get_nnclr_aug_pipelines
+    paper = Paper('2104.14548', temp=.1)
+    heads = dict(hidden_size=(2048,256), projection_size=(256,128), pred_size=(4096,256))
+    quick = dict(method=dict(K=1024, temp=.2))
+    when = "Augmentations are weak: the nearest neighbour in a queue takes the place of an image's other view"
     parts,gathered = ('encoder','projector','predictor'),True
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_nnclr_aug_pipelines`
@@ -39,6 +58,10 @@ class NNCLR(QueueMixin, SSLCallback):
     ):
         super().__init__(aug_pipelines, print_augs)
         self.K,self.temp,self.within,self._share = K,check_temp(temp),within,None
+
+    @classmethod
+    def suggest(cls, s, a):
+        if not a.small: s.add('method', "MoCo v2's; the paper's .1 is for large batches", 'judgement', temp=.2)
 
     def nn_share(self) -> float|None:
         "Share of the last batch's neighbours that have the query's class; use it as `ValueMetric(learn.nnclr.nn_share)`"

@@ -9,7 +9,7 @@ __all__ = ['create_simclr_model', 'get_simclr_aug_pipelines', 'SimCLR']
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import check_temp, check_z, by_rows, nt_xent, to_others, unit
 from ..callback import *
 
 # %% ../../nbs/10_vision.simclr.ipynb #8b538ad6
@@ -23,9 +23,29 @@ def get_simclr_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
     "The paper's two views; for 32-pixel images it halves the jitter and drops the blur: `jitter_s=.5, blur=False`"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
+# %% ../../nbs/10_vision.simclr.ipynb #7ed3a441
+def dcl(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
+        temp:float=0.1, # temperature τ > 0
+        sigma:float|None=None, # DCLW's σ, .5 in the paper; None does not weigh
+        rows:Tensor|None=None # As in `nt_xent`
+) -> Tensor: # scalar
+    "DCL and DCLW (2110.06848): NT-Xent without the positive in the denominator"
+    if len(check_z(z)) < 4: raise ValueError("z must hold views of at least 2 images: one has no negatives")
+    with torch.autocast(z.device.type, enabled=False):
+        z,n,b = unit(z),len(z),len(z)//2
+        pos = (z*z.roll(b, 0)).sum(1)/check_temp(temp)
+        if sigma is not None: pos = pos*(2-b*(pos.detach()[:b]*temp/sigma).softmax(0).repeat(2))
+        def part(i, z, pos): return (to_others(z, i, temp).scatter(1, ((i+b) % n)[:,None], -torch.inf).logsumexp(1) - pos[i]).sum()
+        return by_rows(part, n, n, rows, z, pos)/n
+
 # %% ../../nbs/10_vision.simclr.ipynb #ae8ac74a
 class SimCLR(SSLCallback):
     "SimCLR (2002.05709): NT-Xent between the views of every image; labels are not used"
+    create_model,create_views = create_simclr_model,get_simclr_aug_pipelines
+    paper = Paper('2002.05709', opt='LARS', lr=.3, wd=1e-6, bs=4096, epochs=100, temp=.1)
+    heads = dict(hidden_size=(2048,256), projection_size=(128,128))
+    quick = dict(method=dict(temp=.5))
+    when = "The first to try with 256 images in a batch or more: simple, and its loss is easy to read"
     multi_crop = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_simclr_aug_pipelines`
@@ -38,6 +58,13 @@ class SimCLR(SSLCallback):
         if (decoupled or sigma) and self.n_views > 2: raise ValueError(f"decoupled: DCL compares two views, got {self.n_views} pipelines")
         if sigma is not None and not (decoupled and sigma > 0): raise ValueError(f"sigma must be > 0, with decoupled=True, got {sigma!r}")
         store_attr('decoupled,sigma'); self.temp = check_temp(temp)
+
+    @classmethod
+    def suggest(cls, s, a):
+        if not a.small: s.add('method', "MoCo v2's; the paper's .1 is for large batches", 'judgement', temp=.2)
+        few = a.bs < 256
+        why = f"{2*a.bs-2} negatives are few for NT-Xent; or take a method with a queue" if few else "enough negatives without it"
+        s.add('method', why, 'paper 2110.06848', decoupled=few)
 
     def trivial_loss(self, y, *yb):
         n = len(y)*self.n_views

@@ -9,7 +9,7 @@ __all__ = ['create_simsiam_model', 'get_simsiam_aug_pipelines', 'SimSiam']
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import across_views, unit
 from ..callback import *
 
 # %% ../../nbs/14_vision.simsiam.ipynb #09d78e6d
@@ -24,9 +24,24 @@ def get_simsiam_aug_pipelines(size:int|tuple, resize_scale:tuple=(.2,1.), rotate
     "Two views with the recipe of SimSiam"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
+# %% ../../nbs/14_vision.simsiam.ipynb #05d2c7fe
+def simsiam(p:Tensor, # (VB, d) predictions, first views then second views, ...
+            z:Tensor, # (VB, d) projections, in the same order; no gradient goes there
+            n_views:int=2 # Number of views V
+) -> Tensor: # scalar in [0, 2]
+    "SimSiam (2011.10566) plus one: ½[1-cos(p1,z2)] + ½[1-cos(p2,z1)], mean over images; with more views, over all pairs"
+    with torch.autocast(p.device.type, enabled=False):
+        def distance(z, p): return 1-torch.linalg.vecdot(z, p).mean()
+        return across_views(distance, unit(z.detach()), unit(p), n_views)
+
 # %% ../../nbs/14_vision.simsiam.ipynb #6a23d883
 class SimSiam(SSLCallback):
     "SimSiam (2011.10566): predict the other view's projection, whose gradient is stopped"
+    create_model,create_views = create_simsiam_model,get_simsiam_aug_pipelines
+    paper = Paper('2011.10566', opt='SGD', lr=.05, wd=1e-4, bs=512, epochs=100)
+    heads = dict(hidden_size=(2048,512), projection_size=(2048,512), pred_size=(512,128))
+    quick = dict(train=dict(fit='fit_flat_cos', lr=1e-3))
+    when = "As BYOL, but without a teacher; needs many steps"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
     def trivial_loss(self, y, *yb): return 0.
     def lf(self, pred, *yb): return simsiam(*pred, self.n_views)

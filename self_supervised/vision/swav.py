@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..collectives import *
 from ..layers import *
-from ..losses import *
+from ..losses import across_views, check_temp
 from ..callback import *
 
 # %% ../../nbs/18_vision.swav.ipynb #b85f3064
@@ -52,9 +52,59 @@ def get_swav_aug_pipelines(size:int|tuple, small_size:int|tuple|None=None, rotat
     "SwAV's two large and six small views"
     return get_multi_crop_pipelines(size, small_size, rotate=rotate, jitter_s=jitter_s, **kwargs)
 
+# %% ../../nbs/18_vision.swav.ipynb #b1746c28
+@torch.no_grad()
+def sinkhorn(
+    scores:Tensor, # (B, P) scores of images and prototypes; with several processes each passes its own images
+    eps:float=0.05, # Entropy ε > 0: small follows the scores, large the even spread
+    n_iter:int=3 # Iterations
+) -> Tensor: # (B, P) fp32 assignments, rows sum to 1
+    "Sinkhorn-Knopp (1306.0895) as in SwAV: each prototype gets its share of the images, then each image sums to 1"
+    if not eps > 0: raise ValueError(f"eps must be > 0, got {eps!r}")
+    if n_iter < 1: raise ValueError(f"n_iter must be at least 1, got {n_iter!r}")
+    with torch.autocast(scores.device.type, enabled=False):
+        q = scores.float()/eps
+        top = all_reduce(q.amax(0), 'MAX')
+        q = q.sub_(top).exp_()
+        columns = all_reduce(q.sum(0))
+        rows = q @ (1/columns)
+        if q.device.type == 'cpu' and n_iter < 10 and -all_reduce(-rows.min(), 'MAX') > 1e-30:   # no image is lost: scales are enough
+            for _ in range(n_iter-1):
+                columns = all_reduce((1/rows) @ q)
+                columns = columns/columns.mean()
+                rows = q @ (1/columns)
+            return q.div_(columns).div_(rows[:,None])
+        q = (scores.float()/eps - top - columns.log()).softmax(1)        # now no prototype is: it keeps 1/(B·P)
+        for _ in range(n_iter-1):
+            q /= all_reduce(q.sum(0))
+            q /= q.sum(1, keepdim=True)
+        return q
+
+# %% ../../nbs/18_vision.swav.ipynb #e1b7ef68
+def swav(scores:Tensor, # (VB, P) scores of all views
+         n_views:int=2, # Number of views V
+         large_ids:list|None=None, # Views that are assigned; None is all of them
+         queued:list|None=None, # For each of them (K, P) scores of older images, which take part in the assignment
+         temp:float=0.1, # temperature τ > 0
+         eps:float=0.05, n_iter:int=3 # As in `sinkhorn`
+) -> Tensor: # scalar
+    "SwAV (2006.09882): cross-entropy of one view's assignment and another's scores/τ, mean over pairs of views"
+    large_ids = list(range(n_views)) if large_ids is None else list(large_ids)
+    with torch.autocast(scores.device.type, enabled=False):
+        views = scores.float().chunk(n_views)
+        n = len(views[0])
+        if queued is None: q = [sinkhorn(views[i], eps, n_iter) for i in large_ids]
+        else: q = [sinkhorn(torch.cat([views[i],o]), eps, n_iter)[:n] for i,o in zip(large_ids, queued)]
+        return across_views(lambda q,s: F.cross_entropy(s, q), q, scores.float()/check_temp(temp), n_views, large_ids)
+
 # %% ../../nbs/18_vision.swav.ipynb #dcd6e400
 class SWAV(QueueMixin, SSLCallback):
     "SwAV (2006.09882): swapped prediction of cluster assignments"
+    create_model,create_views = create_swav_model,get_swav_aug_pipelines
+    paper = Paper('2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840)
+    heads = dict(hidden_size=(2048,256), projection_size=(128,128))
+    quick = dict(model=dict(n_protos=64), method=dict(K=0, eps=.02), train=dict(fit='fit_flat_cos', lr=2e-3))
+    when = "Images fall into groups; small views make much of few images"
     parts,multi_crop,compares = ('encoder','projector','prototypes'),True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_swav_aug_pipelines`
@@ -75,6 +125,15 @@ class SWAV(QueueMixin, SSLCallback):
         if not (isinstance(n_sinkh_iter, int) and n_sinkh_iter > 0):
             raise ValueError(f"n_sinkh_iter must be an int of at least 1, got {n_sinkh_iter!r}")
         store_attr('K,queue_start_pct,eps,n_sinkh_iter,freeze_pct'); self.temp = check_temp(temp)
+
+    @classmethod
+    def suggest(cls, s, a):
+        n = min(max(a.n_images//20, 32), 3000)
+        s.add('model', "one per 20 images, at least 32 and at most the paper's 3,000", 'judgement', n_protos=n)
+        if a.small: s.add('method', "sharper than the paper's .05, as its authors advise when the loss does not fall", 'measured', eps=.02)
+        else: s.add('method', "as in the paper; .03 if the loss does not fall", a.paper, eps=.05)
+        s.add('method', "as in the paper", a.paper, temp=cls.paper.temp)
+        if 2*a.bs >= n: s.add('method', f"none: a batch of {a.bs} is enough for {n} prototypes", 'judgement', K=0)
 
     prototypes = property(lambda self: get_model(self.learn.model).prototypes, doc="The linear layer of the prototypes")
     def check_setup(self):

@@ -9,7 +9,7 @@ __all__ = ['create_vicreg_model', 'get_vicreg_aug_pipelines', 'VICReg']
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
-from ..losses import *
+from ..losses import ImageSums, check_z, cross_squares
 from ..callback import *
 
 # %% ../../nbs/17_vision.vicreg.ipynb #8e568943
@@ -26,10 +26,43 @@ def get_vicreg_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s,
                                    solarize=solarize, solarize_p=solarize_p, **kwargs)
 
+# %% ../../nbs/17_vision.vicreg.ipynb #59081edc
+def _covariances(z, images):
+    "Variance of each dimension; and squared covariances of different ones, summed, over d, or a part of that"
+    z = images.centred(z)
+    diag,squares = cross_squares(z, z, images)
+    var = diag/(images.n-1)
+    return var,(squares/(images.n-1)**2 - var.square().sum()*images.part)/z.shape[1]
+
+def vicreg_loss(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
+                invariance:float=25., # λ
+                variance:float=25., # μ
+                covariance:float=1., # ν
+                eps:float=1e-4, # ε under the root of the variance
+                rows:Tensor|None=None, total:int|None=None # As in `barlow_twins`, also for the terms
+) -> tuple: # The total, and the three terms without their weights
+    "VICReg (2105.04906): λ·mse(z,z') + μ·[v(z)+v(z')] + ν·[c(z)+c(z')]"
+    images = ImageSums(check_z(z), rows, total)
+    with torch.autocast(z.device.type, enabled=False):
+        zs = z.float().chunk(2)
+        inv = images.sum(F.mse_loss(*zs, reduction='sum'))/(images.n*z.shape[1])*images.part
+        variances,covs = zip(*(_covariances(o, images) for o in zs))
+        var = sum((1-(o+eps).sqrt()).relu().mean() for o in variances)*images.part
+        cov = sum(covs)
+        return invariance*inv + variance*var + covariance*cov,(inv,var,cov)
+
 # %% ../../nbs/17_vision.vicreg.ipynb #1846cb5e
 class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
     "VICReg (2105.04906): invariance, variance and covariance of two views' embeddings"
-    term_names = ('invariance','variance','covariance')
+    create_model,create_views = create_vicreg_model,get_vicreg_aug_pipelines
+    paper = Paper('2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000)
+    heads = dict(hidden_size=(8192,256), projection_size=(8192,256))
+    small_batch = 64,"variances over few images are noisy"
+    when = "As Barlow Twins, and its three terms show what is wrong when it does not learn"
+    term_names = dict(invariance="squared distance of two views' embeddings, mean over dimensions; lower is better",
+                      variance='by how much dimensions vary less than 1, of two views; 2 is the same embedding for all images, 0 none',
+                      covariance='squared covariances of different dimensions; lower says that they tell different things')
+    trivial_terms = dict(variance=2.)
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_vicreg_aug_pipelines`
         invariance:float=25., # Weight λ
@@ -42,6 +75,10 @@ class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
         for n,v in dict(invariance=invariance, variance=variance, covariance=covariance, eps=eps).items():
             if not v >= 0: raise ValueError(f"{n} must be at least 0, got {v!r}")
         store_attr('invariance,variance,covariance,eps')
+
+    @classmethod
+    def suggest(cls, s, a):
+        s.add('method', "of the paper's formula", a.paper, invariance=25., variance=25., covariance=1.)
 
     def lf(self, pred, *yb):
         if sum(self.shares) < 2: loss = pred.sum()*0; terms = [loss]*3         # a last validation batch of one image has no variance
