@@ -615,11 +615,12 @@ def test_a_held_out_image_that_is_broken_in_its_middle(tmp_path):
 
 def test_a_terminal_that_hangs_up():
     "Ends a command as SIGTERM does, unless it was begun with nohup"
-    with pytest.raises(SystemExit) as e:
-        with stopping('Again.'): signal.raise_signal(signal.SIGHUP)
-    assert e.value.code == 128+signal.SIGHUP
-    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with pytest.raises(SystemExit) as e:
+            with stopping('Again.'): signal.raise_signal(signal.SIGHUP)
+        assert e.value.code == 128+signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with stopping('Again.'): signal.raise_signal(signal.SIGHUP)
     finally: signal.signal(signal.SIGHUP, old)
 
