@@ -111,12 +111,10 @@ class ProcessesMixin(_EpochMixin):
     "For callbacks of which several processes train one model"
     parted = False # Has `lf` given this process's part of the loss alone?
     compares = True # Does the loss compare images with each other? Then it gets those of all processes
-
     @property
     def distributed(self) -> bool:
         "Several processes train this learner together"
         return world() > 1 and hasattr(self.learn, 'distributed_trainer')
-
     @contextmanager
     def setting_up(self):
         if self.distributed: _start_alike(self)
@@ -145,7 +143,6 @@ class ProcessesMixin(_EpochMixin):
         share = partial(gather_views, sizes=self.shares)
         if self.compares: self.learn.pred,self.learn.yb = apply(share, (self.learn.pred, tuple(self.learn.yb)))
         else: self.learn.yb = (share(self.learn.yb[0]),*self.learn.yb[1:])       # labels alone, by which fastai counts images
-
     def after_loss(self):
         if not self.distributed: return
         if self.parted: _sum_parts(self)

@@ -127,7 +127,6 @@ class LogViews(FitCallback):
         if rank_distrib():
             with no_random_change(): get_features(self.learn)                  # its share of the images
         else: _log(self.loggers, 'embedding', lambda: plot_embedding(self.learn))
-
     def before_batch(self):
         if self.viewed or not trains(self.learn): return
         self.viewed = True
