@@ -24,7 +24,7 @@ from ..processes import dataset_len, some_numbers
 
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
 def _plain_tensor(x, into):
-    "A copy of `x` on the CPU"
+    "A copy of `x` on the CPU, in the memory of `into` if it fits"
     x = x.detach().as_subclass(torch.Tensor)
     fits = isinstance(into, Tensor) and (into.shape,into.dtype) == (x.shape,x.dtype)
     return into.copy_(x) if fits else x.to('cpu', copy=True)
@@ -363,7 +363,7 @@ class _Term:
         self.n,self.every,self.at = 0,min(max(int(2/seconds), 1), 10),t
         return bool(term)
 
-# %% ../../nbs/82_training.checkpoint.ipynb #27a978e8
+# %% ../../nbs/82_training.checkpoint.ipynb #9861fca3
 @contextmanager
 def _alone(learn, path):
     "`only_writer` in the first process; an error there is one in all of them"
@@ -376,6 +376,7 @@ def _alone(learn, path):
         if err: raise err
         yield
 
+# %% ../../nbs/82_training.checkpoint.ipynb #6275ffbd
 def _state_of(cb, done=False):
     "`training_state` with the random numbers of all processes, and what they read last of a stream"
     learn,seen = cb.learn,None
@@ -462,6 +463,7 @@ class Checkpoint(_WriterMixin, FitCallback):
 
 # %% ../../nbs/82_training.checkpoint.ipynb #d4ec3fd7
 def _put_back_table(learn, s):
+    "What the recorder and the metrics have seen"
     rec,r = learn.recorder,s['recorder']
     rec.lrs,rec.losses = r['lrs'].tolist(),list(r['losses'].unbind())
     rec.iters,rec.values = r['iters'],[L(o) for o in r['values']]
