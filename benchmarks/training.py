@@ -9,6 +9,7 @@ from fastcore.script import call_parse
 from memory import peak_mb
 
 from self_supervised import losses
+from self_supervised.training.big_batches import in_chunks
 from self_supervised.vision.all import *
 
 def timed(f, n=5):

@@ -11,14 +11,10 @@ from itertools import chain
 from fastai.distributed import *
 from fastai.vision.all import *
 from ..collectives import *
+from ..processes import mend_loaders
 
 # %% ../../nbs/80_training.distributed.ipynb #85db24ea
-@patch
-def _broadcast(self:DistributedDL, t, rank):
-    "As fastai's, on the device that the backend needs"
-    t = LongTensor(t).to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
-    torch.distributed.broadcast(t, rank)
-    return t.tolist()
+mend_loaders()
 
 # %% ../../nbs/80_training.distributed.ipynb #f99d9ec8
 class StreamDL(DistributedDL):
@@ -29,8 +25,12 @@ class StreamDL(DistributedDL):
             raise ValueError("n: a stream has no length: give its loader the images of an epoch, TfmdDL(stream, n=10_000, ...)")
         self.all_n = all_objects(dl.n)
         self.group = torch.distributed.new_group(backend='gloo') if world() > 1 else None         # GPUs need not wait for these questions
-    def __len__(self): return min(n//self.bs if self.drop_last else -(-n//self.bs) for n in self.all_n)
+
+    def __len__(self):
+        n = min(self.all_n)
+        return n//self.bs if self.drop_last else -(-n//self.bs)
     def get_idxs(self): return list(self.dl.get_idxs())[:len(self)*self.bs]
+
     def __iter__(self):
         "Batches for as long as every process has one"
         for b in chain(super().__iter__(), [None]):
@@ -40,14 +40,20 @@ class StreamDL(DistributedDL):
             yield b
 
 # %% ../../nbs/80_training.distributed.ipynb #d6a112d2
+def _command(tool, n, restarts):
+    "Module and arguments that start `n` processes of a script"
+    if tool == 'torchrun':
+        return ['torch.distributed.run', '--nproc_per_node',n, '--rdzv_backend','c10d', '--rdzv_endpoint','localhost:0',
+                '--max_restarts',restarts]
+    if tool == 'accelerate':
+        return ['accelerate.commands.launch', '--multi_gpu', '--num_processes',n, '--num_machines',1, '--mixed_precision','no',
+                '--dynamo_backend','no', '--main_process_port',0, '--max_restarts',restarts]
+    raise ValueError(f"tool must be 'torchrun' or 'accelerate', got {tool!r}")
+
 def launch(script:str|Path, *args, n:int=2, tool:str='torchrun', restarts:int=0, timeout:int=600, **env) -> str:
     "Run `script` in `n` processes of this machine with 'torchrun' or 'accelerate' and return what it prints; raises if it fails"
-    if tool not in ('torchrun','accelerate'): raise ValueError(f"tool must be 'torchrun' or 'accelerate', got {tool!r}")
-    cmd = {'torchrun':   ['torch.distributed.run','--nproc_per_node',n,'--rdzv_backend','c10d','--rdzv_endpoint','localhost:0',
-                          '--max_restarts',restarts],
-           'accelerate': ['accelerate.commands.launch','--multi_gpu','--num_processes',n,'--num_machines',1,'--mixed_precision','no',
-                          '--dynamo_backend','no','--main_process_port',0,'--max_restarts',restarts]}[tool]
-    r = subprocess.run([sys.executable,'-m',*map(str, cmd),str(script),*map(str, args)], capture_output=True, text=True, timeout=timeout,
-                       env={**os.environ, 'OMP_NUM_THREADS':'1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE':'1', **env})
+    cmd = [sys.executable, '-m', *_command(tool, n, restarts), script, *args]
+    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE':'1', **env}
+    r = subprocess.run(list(map(str, cmd)), capture_output=True, text=True, timeout=timeout, env=env)
     if r.returncode: raise RuntimeError(f"{script} failed:\n{r.stderr[-3000:]}")
     return r.stdout

@@ -6,7 +6,6 @@
 __all__ = ['layer_splitter', 'layer_lrs', 'classifier_learner']
 
 # %% ../../nbs/84_training.finetune.ipynb #91522d13
-from itertools import chain
 from timm.models import group_parameters
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, get_norm, norm_stats
@@ -17,13 +16,16 @@ from ..layers import *
 # %% ../../nbs/84_training.finetune.ipynb #fae8b578
 def layer_splitter(m:nn.Module) -> L:
     "A parameter group for each layer of a timm encoder, from the first to the last, and one for heads; none for what a method keeps"
-    if not hasattr(m.encoder, 'group_matcher'):
-        raise ValueError(f"layerwise: {type(m.encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
-    named = dict(m.encoder.named_parameters())
-    groups = L(group_parameters(m.encoder, m.encoder.group_matcher(coarse=False)).items()).sorted(0).itemgot(1)
-    state = [o for n,o in m.named_children() if n in kept(m)]
-    gone = {id(p) for p in chain(named.values(), *(o.parameters() for o in state))}
-    return L([named[n] for n in ns] for ns in groups) + L([[p for p in m.parameters() if id(p) not in gone]])
+    encoder = m.encoder
+    if not hasattr(encoder, 'group_matcher'):
+        raise ValueError(f"layerwise: {type(encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
+    params = dict(encoder.named_parameters())
+    layers = group_parameters(encoder, encoder.group_matcher(coarse=False))             # numbers of layers, and names of parameters
+    groups = [[params[name] for name in layers[i]] for i in sorted(layers)]
+    no_head = [encoder, *(o for name,o in m.named_children() if name in kept(m))]
+    taken = {id(p) for o in no_head for p in o.parameters()}
+    head = [p for p in m.parameters() if id(p) not in taken]
+    return L([*groups, head])
 
 def layer_lrs(
     model:nn.Module, # With `.encoder`, from timm
@@ -34,12 +36,28 @@ def layer_lrs(
     if not 0 < decay <= 1: raise ValueError(f"decay must be above 0 and at most 1, got {decay!r}")
     return slice(lr*decay**(len(layer_splitter(model))-1), lr)
 
+# %% ../../nbs/84_training.finetune.ipynb #64cbe499
+def _encoder_of(pretrained):
+    "The encoder of a learner or a file, and the statistics by which its images were normalised"
+    if isinstance(pretrained, Learner):
+        norm = learner_norm(pretrained) or get_norm(pretrained.dls.valid.after_batch)
+        return get_model(pretrained.model).encoder,norm_stats(norm)
+    encoder = pretrained if isinstance(pretrained, nn.Module) else load_encoder(pretrained)
+    return encoder,getattr(encoder, 'info', {}).get('stats')
+
+def _labelled_of(learn, bs, repeat):
+    "Loaders of the learner's labelled images, with the method's first view"
+    cb = first(learn._grab_cbs(SSLCallback))
+    if cb is None: raise ValueError("dls: the learner has no method whose labelled images and views could be used, give them")
+    return labelled_dls(learn.dls, getattr(cb, 'unsup_class_id', None), cb.aug1, bs, repeat)
+
 def _normalized(dls, stats):
     "Loaders like `dls` that normalise their batches as well"
     norm = NormalizeViews.from_stats(*stats, cuda=False)
     loaders = [dl.new(after_batch=Pipeline([*dl.after_batch.fs, norm])) for dl in dls.loaders]
     return DataLoaders(*loaders, path=dls.path, device=dls.device)
 
+# %% ../../nbs/84_training.finetune.ipynb #b7426a5a
 @delegates(Learner, but='dls,model,loss_func,splitter')
 def classifier_learner(
     pretrained:Learner|nn.Module|str|Path, # A pretraining learner, an encoder, or the file of one
@@ -54,18 +72,12 @@ def classifier_learner(
     **kwargs
 ) -> Learner:
     "A learner that trains a classifier on a copy of a pretrained encoder"
-    learn = pretrained if isinstance(pretrained, Learner) else None
-    if dls is None and learn is None: raise ValueError("dls: an encoder has no images of its own, give the labelled ones")
-    if learn: encoder,stats = get_model(learn.model).encoder,norm_stats(learner_norm(learn) or get_norm(learn.dls.valid.after_batch))
-    else:
-        encoder = pretrained if isinstance(pretrained, nn.Module) else load_encoder(pretrained)
-        stats = getattr(encoder, 'info', {}).get('stats')
-    if dls is None:
-        cb = first(learn._grab_cbs(SSLCallback))
-        if cb is None: raise ValueError("dls: the learner has no method whose labelled images and views could be used, give them")
-        dls = labelled_dls(learn.dls, getattr(cb, 'unsup_class_id', None), cb.aug1, bs, repeat)
+    if dls is None and not isinstance(pretrained, Learner):
+        raise ValueError("dls: an encoder has no images of its own, give the labelled ones")
+    encoder,stats = _encoder_of(pretrained)
+    if dls is None: dls = _labelled_of(pretrained, bs, repeat)
     elif 'unsup' in L(getattr(dls, 'vocab', None)): raise ValueError("dls: 'unsup' is no class to be told apart: give labelled_dls(dls)")
     elif stats and not get_norm(dls.valid.after_batch): dls = _normalized(dls, stats)
     model = create_model(deep_copy(encoder), ifnone(n_out, get_c(dls)), frozen=frozen, lin_ftrs=list(lin_ftrs), ps=ps)
-    return Learner(dls, model, ifnone(loss_func, CrossEntropyLossFlat()), splitter=layer_splitter if layerwise else model_splitter,
-                   metrics=metrics, **kwargs)
+    splitter = layer_splitter if layerwise else model_splitter
+    return Learner(dls, model, ifnone(loss_func, CrossEntropyLossFlat()), splitter=splitter, metrics=metrics, **kwargs)
