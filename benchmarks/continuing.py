@@ -5,6 +5,7 @@ from common import record
 from fastcore.script import call_parse
 from methods import data, encoder, knn, methods, n_labels, train, two
 
+from self_supervised.data import fashion_vocab
 from self_supervised.vision.all import *
 
 ways = { # The splitter, and the rates as parts of that from scratch

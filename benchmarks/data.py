@@ -8,6 +8,7 @@ from common import record
 from fastcore.script import call_parse
 from sklearn.datasets import load_sample_images
 
+from self_supervised.data import GatherDL
 from self_supervised.vision.all import *
 warnings.filterwarnings('ignore')
 

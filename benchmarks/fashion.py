@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from self_supervised.callback import methods as registry
 from self_supervised.cli import fashion_views
-from self_supervised.data import read_idx
+from self_supervised.data import few_labels, read_idx
 from self_supervised.vision.all import *
 
 folder,size,bs = Path('/usr/share/datasets/fashion-mnist'),28,128

@@ -4,6 +4,7 @@ import tempfile
 from common import record
 from fastcore.script import call_parse
 
+from self_supervised.data import few_labels
 from self_supervised.vision.all import *
 
 size,n_labels = 48,3

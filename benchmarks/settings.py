@@ -6,6 +6,7 @@ from common import NoValidation, record
 from fastcore.script import call_parse, store_true
 
 from self_supervised.callback import methods
+from self_supervised.data import few_labels
 from self_supervised.training.settings import suggest
 from self_supervised.vision.all import *
 

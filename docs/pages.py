@@ -121,7 +121,7 @@ def main(to:Path):
     pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
     tocs = [toc('Start', ['Quick start <self>','choosing','words','benchmarks','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
             toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 89),'scaling','security']),
-            toc('Building blocks', pages(0, 9)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
+            toc('Building blocks', pages(0, 9)+pages(30, 34)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
     (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))
     print(f"{len(list(to.rglob('*.md')))+len(list(to.glob('*.ipynb')))} pages in {to}")
 

@@ -14,7 +14,7 @@ from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, Sup
                                         create_supcon_model, decoded_once, embed, export_onnx, find_images, folder_dls, get_features, get_norm,
                                         get_simclr_aug_pipelines, get_supcon_aug_pipelines, labelled_dls, layer_lrs, load_encoder,
                                         plot_embedding, read_image, readable, save_encoder, show_nearest, spread, load_learner)
-from self_supervised import images as images_module
+from self_supervised.data import cache as cache_module
 
 SIZE,kinds = 32,('disc','bars')
 
@@ -98,7 +98,7 @@ def test_reduced_decoding_is_close(tmp_path):
     from sklearn.datasets import load_sample_images
     for i,a in enumerate(load_sample_images().images):
         im = PIL.Image.fromarray(a); im.save(tmp_path/f'{i}.jpg', quality=95)
-        want = images_module.resized(PIL.Image.open(tmp_path/f'{i}.jpg').convert('RGB'), 64)
+        want = cache_module.resized(PIL.Image.open(tmp_path/f'{i}.jpg').convert('RGB'), 64)
         assert np.abs(np.asarray(read_image(tmp_path/f'{i}.jpg', 64)).astype(float)-np.asarray(want)).mean() < 3
 
 def test_links_and_loops(tmp_path):
@@ -225,8 +225,8 @@ def test_no_folder(tmp_path):
 
 def test_cache_is_found_again_and_grows(messy, tmp_path, monkeypatch):
     read = []
-    real = images_module.read_image
-    monkeypatch.setattr(images_module, 'read_image', lambda p, *a: read.append((p, a[0])) or real(p, *a))
+    real = cache_module.read_image
+    monkeypatch.setattr(cache_module, 'read_image', lambda p, *a: read.append((p, a[0])) or real(p, *a))
     make = lambda **kw: quiet(folder_dls, messy, **{'size':SIZE, 'cache':tmp_path/'c', **kw})
     def n_read(**kw):
         read.clear(); dls = make(**kw)
@@ -255,12 +255,12 @@ def test_cached_batches_are_the_images(messy, tmp_path):
     assert len(pickle.dumps(cached.new_empty())) < 20_000                                  # none of the images or names
 
 def decode_slowly(folder, cache):
-    real,n = images_module.read_image,[0]
+    real,n = cache_module.read_image,[0]
     def slow(p, *args):
         n[0] += 1
         if n[0] == 40: print('now', flush=True); time.sleep(60)
         return real(p, *args)
-    images_module.read_image,ImageCache.add.__defaults__ = slow,(1, 8)
+    cache_module.read_image,ImageCache.add.__defaults__ = slow,(1, 8)
     folder_dls(folder, 32, cache=cache)
 
 def test_kill_while_writing(messy, tmp_path):
@@ -285,12 +285,12 @@ def test_two_processes_fill_one_cache(messy, tmp_path):
     assert a == b and len(ImageCache(tmp_path/'c', SIZE, 3, method='crop', white=None).rows) == n_good
 
 def test_interrupt_while_decoding(messy, tmp_path, monkeypatch):
-    real,n = images_module.read_image,[0]
+    real,n = cache_module.read_image,[0]
     def interrupted(p, *a):
         n[0] += 1
         if n[0] == 30: os.kill(os.getpid(), signal.SIGINT)
         return real(p, *a)
-    monkeypatch.setattr(images_module, 'read_image', interrupted)
+    monkeypatch.setattr(cache_module, 'read_image', interrupted)
     old = signal.signal(signal.SIGINT, signal.default_int_handler)            # which pytest's workers ignore
     try:
         with pytest.raises(KeyboardInterrupt): quiet(folder_dls, messy, SIZE, cache=tmp_path/'c')
@@ -298,7 +298,7 @@ def test_interrupt_while_decoding(messy, tmp_path, monkeypatch):
     assert len(quiet(folder_dls, messy, SIZE, cache=tmp_path/'c').train_ds) > 60
 
 def test_disk_full(messy, tmp_path, monkeypatch):
-    monkeypatch.setattr(images_module.shutil, 'disk_usage', lambda p: type('U', (), dict(free=1000)))
+    monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda p: type('U', (), dict(free=1000)))
     with pytest.raises(ValueError, match='cache: 84 images need'): quiet(folder_dls, messy, SIZE, cache=tmp_path/'c')
 
 @pytest.mark.parametrize('make', [
@@ -315,7 +315,7 @@ def test_any_data_set_is_cached(tmp_path, make):
     dls = decoded_once(dsets, tmp_path/'c', SIZE).dataloaders(bs=4, after_item=[ToTensor], after_batch=[IntToFloatTensor], num_workers=0)
     assert dls.train.decoded() and len(dls.one_batch()) == len(dsets.tls)
     x = torch.cat([b[0] for b in dls.valid])
-    want = torch.stack([torch.tensor(np.asarray(images_module.resized(o[0], SIZE))).permute(2,0,1) for o in dsets.valid]).float()/255
+    want = torch.stack([torch.tensor(np.asarray(cache_module.resized(o[0], SIZE))).permute(2,0,1) for o in dsets.valid]).float()/255
     assert torch.allclose(x, want)
 
 # training without labels
@@ -367,7 +367,7 @@ def test_first_hour(messy, tmp_path):
     with pytest.raises(ValueError, match='.parquet or .npz'): embed(learn, messy, 'e.txt')
     with pytest.raises(ValueError, match='get_features or embed'): quiet(learn.predict, messy/'disc'/'00.jpg')
     learn.export('pretrained.pkl'); learn.save_encoder(tmp_path/'enc.safetensors')
-    images_module.shutil.rmtree(tmp_path/'c')                                # another machine
+    cache_module.shutil.rmtree(tmp_path/'c')                                # another machine
     warm.run(embed_both, tmp_path, messy/'disc')
     a,b = (pd.read_pickle(tmp_path/f'{o}.pkl').set_index('file') for o in 'ab')
     want = df.set_index('file').loc[a.index]
@@ -403,7 +403,7 @@ def test_some_labels_to_prediction(messy, tmp_path):
     assert [int(o) for o in test.dataset.tls[1]] == [int(o) for o in tuned.dls.valid_ds.tls[1]]
     tuned.export('classifier.pkl')
     assert (tmp_path/'classifier.pkl').read_bytes().count(b'unlabelled/') == 0
-    images_module.shutil.rmtree(tmp_path/'c')
+    cache_module.shutil.rmtree(tmp_path/'c')
     out = warm.run(predict, tmp_path/'classifier.pkl', messy/'disc'/'03.jpg')
     probs = tuned.predict(PIL.Image.open(messy/'disc'/'03.jpg'))[2]                    # an image will do
     assert np.allclose(probs, tuned.predict(np.asarray(PIL.Image.open(messy/'disc'/'03.jpg')))[2]) and np.allclose(probs, tuned.predict(messy/'disc'/'03.jpg')[2], atol=.1)

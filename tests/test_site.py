@@ -59,7 +59,7 @@ def test_methods(site):
 
 def test_reference(site):
     "Types, and what each parameter is"
-    page = re.sub('<[^>]+>', '', (site/'api'/'self_supervised.data.html').read_text())
+    page = re.sub('<[^>]+>', '', (site/'api'/'self_supervised.data.loaders.html').read_text())
     assert re.search(r'path:(Union\[str, pathlib\.\w*\.?Path\]|str \| )', page) and 'Share of labelled images in a training batch' in page
 
 def test_every_alarm_is_explained():
@@ -103,7 +103,7 @@ def test_windows(tab, served, site):
 def test_accessible(tab, served):
     "axe finds nothing serious"
     from axe_playwright_python.sync_playwright import Axe
-    for o in ('index','choosing','faq','10_vision.simclr','95_is_it_learning','api/self_supervised.data'):
+    for o in ('index','choosing','faq','10_vision.simclr','95_is_it_learning','api/self_supervised.data.loaders'):
         tab.goto(f'{served}/{o}.html')
         found = [v for v in Axe().run(tab).response['violations'] if v['impact'] in ('serious','critical')]
         assert not found, (o, [(v['id'], [n['html'][:200] for n in v['nodes'][:3]]) for v in found])
