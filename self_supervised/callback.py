@@ -20,6 +20,7 @@ from fastai.vision.all import *
 from . import layers
 from .layers import compiled_in_place, tiled
 from .augmentations import *
+from .augmentations import WholeViews, assert_aug_pipelines, get_norm, no_random_change, norm_stats
 from .collectives import *
 from .images import FileTransform, ReadImage
 from .momentum import *

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from fastai.vision.all import *
 from .augmentations import *
+from .augmentations import TensorBands, WholeViews, get_norm, no_random_change
 from .images import *
 
 # %% ../nbs/06_data.ipynb #95fa043d

@@ -9,6 +9,7 @@ __all__ = ['load_teacher', 'create_distill_model', 'get_distill_aug_pipelines', 
 from xxhash import xxh3_64_intdigest
 from fastai.vision.all import *
 from ..augmentations import *
+from ..augmentations import check_size, get_norm, norm_stats, pipelines_at
 from ..callback import *
 from ..images import FileTransform
 from ..layers import *
