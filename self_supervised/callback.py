@@ -24,6 +24,7 @@ from .augmentations import WholeViews, assert_aug_pipelines, get_norm, no_random
 from .collectives import *
 from .images import FileTransform, ReadImage
 from .momentum import *
+from .momentum import momentum_at
 from .processes import *
 
 # %% ../nbs/05_callback.ipynb #6357f356

@@ -17,7 +17,7 @@ from ..data import *
 from ..images import find_images, image_exts
 from ..layers import *
 from ..losses import *
-from ..momentum import *
+from ..momentum import check_momentum
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190005
 class Tokens(DisplayedTransform):

@@ -12,7 +12,7 @@ from ..augmentations import *
 from ..layers import *
 from ..collectives import *
 from ..losses import *
-from ..momentum import *
+from ..momentum import check_momentum
 from ..callback import *
 
 # %% ../../nbs/20_vision.dino.ipynb #17c5b4bf
