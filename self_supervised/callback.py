@@ -17,7 +17,7 @@ from fastcore.docments import docments
 from fastai.callback.mixup import MixHandler
 from fastai.learner import replacing_yield
 from fastai.vision.all import *
-from . import layers
+from . import encoder_files, layers
 from .layers import compiled_in_place, tiled
 from .augmentations import *
 from .augmentations import WholeViews, assert_aug_pipelines, get_norm, no_random_change, norm_stats
@@ -558,13 +558,13 @@ def export(self:Learner, fname:str|Path='export.pkl', training_state:bool=False,
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "`layers.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
+    "`encoder_files.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
     if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     stats = ifnone(stats, norm_stats(norm))
     reader = learner_reader(self)
-    return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
-                               reader and dict(method=reader.method, white=reader.white))
+    return encoder_files.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
+                                      reader and dict(method=reader.method, white=reader.white))
 
 # %% ../nbs/05_callback.ipynb #0596cfe5
 @patch

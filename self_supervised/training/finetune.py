@@ -12,7 +12,9 @@ from fastai.vision.all import *
 from ..augmentations import NormalizeViews, get_norm, norm_stats
 from ..callback import SSLCallback, kept, learner_norm
 from ..data import labelled_dls
+from ..encoder_files import load_encoder
 from ..layers import *
+from ..layers import deep_copy
 
 # %% ../../nbs/84_training.finetune.ipynb #fae8b578
 def layer_splitter(m:nn.Module) -> L:

@@ -16,6 +16,7 @@ from ..callback import *
 from ..data import *
 from ..images import find_images, image_exts
 from ..layers import *
+from ..layers import encoder_nf, evaluating
 from ..losses import *
 from ..momentum import check_momentum
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
+from ..layers import encoder_nf
 from ..collectives import *
 from ..losses import *
 from ..momentum import check_momentum

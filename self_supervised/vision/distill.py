@@ -12,7 +12,9 @@ from ..augmentations import *
 from ..augmentations import check_size, get_norm, norm_stats, pipelines_at
 from ..callback import *
 from ..images import FileTransform
+from ..encoder_files import load_encoder
 from ..layers import *
+from ..layers import encoder_n_in, encoder_nf, evaluating
 from ..losses import *
 
 # %% ../../nbs/22_vision.distill.ipynb #d1571105
