@@ -417,6 +417,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'self_supervised/encoder_files.py'),
                                                'self_supervised.encoder_files._for_all': ( 'encoder_files.html#_for_all',
                                                                                            'self_supervised/encoder_files.py'),
+                                               'self_supervised.encoder_files._from_header': ( 'encoder_files.html#_from_header',
+                                                                                               'self_supervised/encoder_files.py'),
                                                'self_supervised.encoder_files._images_fault': ( 'encoder_files.html#_images_fault',
                                                                                                 'self_supervised/encoder_files.py'),
                                                'self_supervised.encoder_files._is_reading': ( 'encoder_files.html#_is_reading',

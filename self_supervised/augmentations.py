@@ -41,8 +41,8 @@ class NormalizeViews(Normalize):
     "fastai's `Normalize` that follows the device of the batch and refuses images of another channel count"
     def stats(self, x): # (mean, std), each (1, c, 1, 1), on the device of `x`
         if self.mean.numel() not in (1, x.shape[1]):
-            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}: give stats=(mean, std), of "
-                             "a number for each channel")
+            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}: "
+                             "give stats=(mean, std), of a number for each channel")
         return self.mean.to(x.device),self.std.to(x.device)
     def encodes(self, x:TensorImage):
         mean,std = self.stats(x)
@@ -57,8 +57,8 @@ def _warn_size(size, hw, crop=1.):
     if max(size[0]/hw[0], size[1]/hw[1]) > 1:
         warnings.warn(f"size: views of {size} are enlarged from images of {hw}; they hold no more detail")
     elif min(hw[0]/size[0], hw[1]/size[1])*crop > 2:
-        warnings.warn(f"size: views of {size} are far smaller than the images of {hw}; resize the images in item_tfms, or most of what "
-                      "is loaded is thrown away")
+        warnings.warn(f"size: views of {size} are far smaller than the images of {hw}; "
+                      "resize the images in item_tfms, or most of what is loaded is thrown away")
 
 @functools.lru_cache(None)
 def _warn_channels(c):
@@ -87,9 +87,9 @@ def _in_words(a):
 class ViewAugs(DisplayedTransform):
     "Crop, flip, rotation, colours, blur, solarisation and normalisation of a batch of views, see `get_batch_augs`"
     split_idx,order = 0,0
-    def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p:float=0., deg:float=0., rotate_p:float=0., jitter:tuple=(0.,)*4,
-                 jitter_p:float=0., bw_p:float=0., blur_s:tuple=(.1,2.), blur_p:float=0., solarize_p:float=0., stats:tuple|None=None,
-                 same_on_batch:bool=False):
+    def __init__(self, size:tuple, scale:tuple, ratio:tuple, flip_p:float=0., deg:float=0., rotate_p:float=0.,
+                 jitter:tuple=(0.,)*4, jitter_p:float=0., bw_p:float=0., blur_s:tuple=(.1,2.), blur_p:float=0.,
+                 solarize_p:float=0., stats:tuple|None=None, same_on_batch:bool=False):
         store_attr()
         self.recipe = str(vars(self))
         self.norm = NormalizeViews.from_stats(*stats, cuda=False) if stats else None
@@ -106,7 +106,7 @@ class ViewAugs(DisplayedTransform):
         p['sigma'] = torch.where(on(self.blur_p), between(*self.blur_s), 0.)
         *factors,hue = self.jitter
         jittered = on(self.jitter_p)
-        for k,s in zip(_jitters, factors): p[k] = torch.where(jittered, between(max(1-s, 0), 1+s), 1.)
+        for k,s in zip(_jitters, factors): p[k] = torch.where(jittered, between(max(1-s,0), 1+s), 1.)
         p['hue'] = torch.where(jittered, between(-hue, hue), 0.)
         p = {k:v.repeat_interleave(n_views*b//n) for k,v in p.items()}
         return dict(p, src=torch.arange(b, device=dev).repeat(n_views))
@@ -139,12 +139,15 @@ def describe_view(p:dict, i:int=0) -> str:
 # %% ../nbs/01_augmentations.ipynb #79b79860
 def _check_numbers(name, v, n, lo=0., hi=float('inf')):
     "Raise unless `v` is `n` numbers from `lo` to `hi`, not falling if there are two"
-    ok = is_listy(v) and len(v) == n and all(isinstance(o, Real) and lo <= o <= hi for o in v) and (n != 2 or v[0] <= v[1])
-    if not ok: raise ValueError(f"{name} must be {n} numbers from {lo:.3g} to {hi:.3g}{', (low, high)' if n == 2 else ''}, got {v!r}")
+    ok = is_listy(v) and len(v) == n and all(isinstance(o, Real) and lo <= o <= hi for o in v)
+    if not ok or (n == 2 and v[0] > v[1]):
+        pair = ', (low, high)' if n == 2 else ''
+        raise ValueError(f"{name} must be {n} numbers from {lo:.3g} to {hi:.3g}{pair}, got {v!r}")
 
 def _check_probabilities(**ps):
     for n,p in ps.items():
-        if not isinstance(p, Real) or not 0 <= p <= 1: raise ValueError(f"{n} must be a probability, got {p!r}")
+        if not isinstance(p, Real) or not 0 <= p <= 1:
+            raise ValueError(f"{n} must be a probability, got {p!r}")
 
 def check_size(size:int|tuple) -> tuple: # (height, width)
     "Raise unless `size` is a number of pixels, or two of them"
@@ -170,19 +173,22 @@ def get_batch_augs(
 ) -> Pipeline: # `Pipeline(..., split_idx=0)`
     "A pipeline that makes one view of every image of a batch"
     size = check_size(size)
-    if not rotate and (rotate_deg,rotate_p) != (30,.3): warn("rotate_deg and rotate_p are without effect: give rotate=True as well")
+    if not rotate and (rotate_deg,rotate_p) != (30,.3):
+        warn("rotate_deg and rotate_p are without effect: give rotate=True as well")
     if not bw and bw_p != .2: warn("bw_p is without effect: give bw=True as well")
     _check_numbers('resize_scale', resize_scale, 2, 1e-6, 1.)
     _check_numbers('resize_ratio', resize_ratio, 2, 1e-6)
     _check_numbers('blur_s', blur_s, 2)
     if isinstance(jitter_s, Real): jitter_s = .8*jitter_s,.8*jitter_s,.8*jitter_s,.2*jitter_s
     _check_numbers('jitter_s, or the four strengths that come from it,', jitter_s, 4)
-    _check_probabilities(flip_p=flip_p, rotate_p=rotate_p, jitter_p=jitter_p, bw_p=bw_p, blur_p=blur_p, solarize_p=solarize_p)
+    _check_probabilities(flip_p=flip_p, rotate_p=rotate_p, jitter_p=jitter_p, bw_p=bw_p,
+                         blur_p=blur_p, solarize_p=solarize_p)
     xtra = [KorniaAug(o) if isinstance(o, nn.Module) else o for o in L(xtra_tfms)]
     views = ViewAugs(size, resize_scale, resize_ratio, flip_p, rotate_deg, rotate_p if rotate else 0.,
                      jitter=tuple(jitter_s) if jitter else (0.,)*4, jitter_p=jitter_p if jitter else 0.,
                      bw_p=bw_p if bw else 0., blur_s=blur_s, blur_p=blur_p if blur else 0.,
-                     solarize_p=solarize_p if solarize else 0., stats=None if xtra else stats, same_on_batch=same_on_batch)
+                     solarize_p=solarize_p if solarize else 0.,
+                     stats=None if xtra else stats, same_on_batch=same_on_batch)
     if xtra and stats is not None: xtra.append(NormalizeViews.from_stats(*stats, cuda=False))
     return Pipeline([views, *xtra], split_idx=0)
 
@@ -192,14 +198,15 @@ def get_multi_aug_pipelines(n:int, size:int|tuple, **kwargs) -> list:
     "`n` pipelines with the same recipe; a probability may be a tuple of `n`, one number a view"
     ps = {k:v for k,v in kwargs.items() if k.endswith('_p') and is_listy(v)}
     for k,v in ps.items():
-        if len(v) != n: raise ValueError(f"{k} must be a probability or {n} of them, one per view, got {v!r}")
+        if len(v) != n:
+            raise ValueError(f"{k} must be a probability or {n} of them, one per view, got {v!r}")
     own = [{k:v[i] for k,v in ps.items()} for i in range(n)]
     return [get_batch_augs(size, **{**kwargs, **o}) for o in own]
 
 @delegates(get_multi_aug_pipelines, but='n')
 def get_asymmetric_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), rotate:bool=False, jitter_s:float|tuple=(.4,.4,.2,.1),
                                  blur_p:tuple=(1.,.1), solarize:bool=True, solarize_p:tuple=(0.,.2), **kwargs) -> list:
-    "BYOL's views: one is always blurred, the other seldom, and sometimes solarised; `blur_p` and `solarize_p` are a number for each view"
+    "BYOL's views: one is always blurred, the other seldom, and sometimes solarised"
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s,
                                    blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
 
@@ -238,7 +245,7 @@ def draw_views(pipes:list, x:Tensor) -> list: # Parameters, one dictionary a pip
     return res
 
 def make_views(pipes:list, x:Tensor, drawn:list|None=None) -> list: # Batches of views, one per pipeline
-    "Views of the batch `x` for each pipeline; those of one size are rendered in one call, as `drawn` by `draw_views`"
+    "Views of the batch `x` for each pipeline, as `drawn` by `draw_views`, or drawn here"
     if drawn is None: drawn = draw_views(pipes, x.as_subclass(torch.Tensor))
     x = TensorImage(x)
     res = [p(x) if d is None else None for p,d in zip(pipes, drawn)]
@@ -255,26 +262,30 @@ def assert_aug_pipelines(aug_pipelines:list, n:int=2) -> list:
     if isinstance(aug_pipelines, Pipeline): got = 'one Pipeline'
     elif not is_listy(aug_pipelines): got = type(aug_pipelines).__name__
     elif len(aug_pipelines) < n: got = f'{len(aug_pipelines)} of them'
-    if got: raise ValueError(f"aug_pipelines must be a list of at least {n} pipelines, one per view, got {got}: see get_multi_aug_pipelines")
+    if got:
+        raise ValueError(f"aug_pipelines must be a list of at least {n} pipelines, one per view, got {got}: "
+                         "see get_multi_aug_pipelines")
     for i,p in enumerate(aug_pipelines):
-        if not isinstance(p, Pipeline): raise TypeError(f"aug_pipelines[{i}] must be a fastai Pipeline, got {type(p).__name__}")
+        if not isinstance(p, Pipeline):
+            raise TypeError(f"aug_pipelines[{i}] must be a fastai Pipeline, got {type(p).__name__}")
         if p.split_idx != 0:
-            raise ValueError(f"aug_pipelines[{i}] has split_idx={p.split_idx}: use Pipeline(..., split_idx=0), or views are not made in "
-                             "validation")
+            raise ValueError(f"aug_pipelines[{i}] has split_idx={p.split_idx}: use Pipeline(..., split_idx=0), "
+                             "or views are not made in validation")
     return aug_pipelines
 
 # %% ../nbs/01_augmentations.ipynb #995b430c
 def get_norm(pipe:Pipeline|None) -> Normalize|None:
     "The `Normalize` of a pipeline, if it has one"
-    norms = [o if isinstance(o, Normalize) else getattr(o, 'norm', None) for o in L(getattr(pipe, 'fs', None))]
-    return first(o for o in norms if o)
+    for o in L(getattr(pipe, 'fs', None)):
+        norm = o if isinstance(o, Normalize) else getattr(o, 'norm', None)
+        if norm: return norm
 
 def norm_stats(norm:Normalize|None) -> tuple|None:
     "(mean, std) per channel of a normalisation"
     return norm and (norm.mean.flatten().tolist(),norm.std.flatten().tolist())
 
 def pipelines_at(pipes:list, size:tuple|None=None, stats:tuple|None=None) -> list: # None leaves size or normalisation as they are
-    "Copies of pipelines for views of another size or normalisation; drawn by `draw_views` for `pipes`, they show the same"
+    "Copies of pipelines for views of another size or normalisation; the same draws show the same"
     res = deepcopy(pipes)
     for p in res:
         view,*more = p.fs
@@ -324,7 +335,8 @@ def show_views(
     **kwargs # Passed to `subplots`
 ) -> np.ndarray: # Axes (B, views)
     "A row for each image, a column for each view, as a loss would see them"
-    x = images if isinstance(images, Tensor) else torch.stack([o if isinstance(o, Tensor) else image2tensor(o) for o in images])
+    x = images
+    if not isinstance(x, Tensor): x = torch.stack([o if isinstance(o, Tensor) else image2tensor(o) for o in x])
     with no_random_change():
         drawn = draw_views(aug_pipelines, x)
         views = make_views(aug_pipelines, x, drawn)
@@ -335,7 +347,8 @@ def show_views(
         axs[0,j].set_title(f"view {j+1}")
         for i,im in enumerate(decode_views(p, v).cpu()):
             show_image(visible(im), ctx=axs[i,j], cmap='gray', vmin=0, vmax=1)
-            if describe and drawn[j]: axs[i,j].set_title(describe_view(drawn[j], i).replace(', ', '\n'), fontsize=6)
+            if describe and drawn[j]:
+                axs[i,j].set_title(describe_view(drawn[j], i).replace(', ', '\n'), fontsize=6)
     return axs
 
 # %% ../nbs/01_augmentations.ipynb #384f901e

@@ -33,11 +33,13 @@ def save_encoder(
     info,state = getattr(encoder, 'info', {}),encoder.state_dict()
     bad = first(k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all())
     if bad:
-        raise ValueError(f"encoder: its {bad} is NaN or infinite; take the weights of an earlier checkpoint, from before the training "
-                         "broke")
-    stats,size,reading = ifnone(stats, info.get('stats')),ifnone(size, info.get('size')),ifnone(reading, info.get('reading'))
-    header = dict(getattr(encoder, 'spec', {}), stats=stats and [list(map(float, o)) for o in stats],
-                  size=size and list(check_size(size)), reading=reading, nf=getattr(encoder, 'nf', None))
+        raise ValueError(f"encoder: its {bad} is NaN or infinite; take the weights of an earlier checkpoint, "
+                         "from before the training broke")
+    stats = ifnone(stats, info.get('stats'))
+    size = ifnone(size, info.get('size'))
+    header = dict(getattr(encoder, 'spec', {}), nf=getattr(encoder, 'nf', None),
+                  stats=stats and [list(map(float, o)) for o in stats], size=size and list(check_size(size)),
+                  reading=ifnone(reading, info.get('reading')))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k:v.detach().cpu().contiguous().clone() for k,v in state.items()}, path,
               {'self_supervised':self_supervised.__version__, 'encoder':json.dumps(header), 'format':'pt'})
@@ -46,7 +48,7 @@ def save_encoder(
 
 # %% ../nbs/24_encoder_files.ipynb #f76124a7
 def encoder_info(path:str|Path) -> dict:
-    "Architecture, pooling, channels, width, normalisation, size and reading of images, and library version, out of an encoder file"
+    "What an encoder file says of the encoder and its images, and the version of the library that wrote it"
     try:
         with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     except SafetensorError as e: raise ValueError(f"path: {path} is no safetensors file, or is cut short ({e})") from e
@@ -58,7 +60,8 @@ def encoder_info(path:str|Path) -> dict:
     return dict(info, version=meta.get('self_supervised'))
 
 # %% ../nbs/24_encoder_files.ipynb #f8e4c247
-_loads = re.compile('pretrained|weights|checkpoint|cache|url|file')               # arguments by which an architecture reads something else
+# arguments by which an architecture reads something else
+_loads = re.compile('pretrained|weights|checkpoint|cache|url|file')
 
 def _plain(o):
     "Is it text, a number, a truth value or nothing, or a list of these?"
@@ -71,19 +74,25 @@ def _numbers(o):
     return [o] if isinstance(o, (int,float)) else []
 
 def _build_fault(info, allow_hub, most):
-    "Why the encoder of a header is not built, if so: only what is on the lists, with plain arguments that read nothing"
+    "Why the encoder of a header is not built, if so"
     arch,n_in,pool_type,kwargs = (info.get(k) for k in ('arch','n_in','pool_type','kwargs'))
     if not isinstance(arch, str): return f"names no architecture but {arch!r}"
-    if from_hub(arch) and not allow_hub: return f"names {arch!r}, which is read from elsewhere: allow_hub=True if you trust it"
+    if from_hub(arch) and not allow_hub:
+        return f"names {arch!r}, which is read from elsewhere: allow_hub=True if you trust it"
     if type(n_in) is not int or not 1 <= n_in <= most: return f"has n_in={n_in!r}, which is no number of channels"
-    if pool_type not in (None, *PoolingType.every): return f"has pool_type={pool_type!r}, which is none of {PoolingType.every}"
+    pools = PoolingType.every
+    if pool_type not in (None, *pools): return f"has pool_type={pool_type!r}, which is none of {pools}"
     if not isinstance(kwargs, dict): return f"has kwargs={kwargs!r}, which is no dictionary"
     for k,v in kwargs.items():
-        if any(abs(o) > most for o in _numbers(v)): return f"has the argument {k}={v!r}, more than the weights in the file ask for"
-        if not _plain(v) or _loads.search(k): return f"has the argument {k}={v!r}, which an encoder file may not set"
+        if any(abs(o) > most for o in _numbers(v)):
+            return f"has the argument {k}={v!r}, more than the weights in the file ask for"
+        if not _plain(v) or _loads.search(k):
+            return f"has the argument {k}={v!r}, which an encoder file may not set"
 
 # %% ../nbs/24_encoder_files.ipynb #432568c9
-def _is_size(o): return is_listy(o) and len(o) == 2 and all(type(v) is int and 1 <= v <= 10_000 for v in o)
+def _is_size(o):
+    "Height and width?"
+    return is_listy(o) and len(o) == 2 and all(type(v) is int and 1 <= v <= 10_000 for v in o)
 
 def _is_stats(o):
     "Two lists of numbers, of which the second, standard deviations, are above 0?"
@@ -106,26 +115,40 @@ def _images_fault(info):
     "What a header says of images that cannot be, if so"
     size,stats,reading = (info.get(k) for k in ('size','stats','reading'))
     if size is not None and not _is_size(size): return f"has size={size!r}, which is no height and width"
-    if stats is not None and not _is_stats(stats): return f"has stats={stats!r}, which are no mean and standard deviation"
-    if reading is not None and not _is_reading(reading): return f"has reading={reading!r}, which is no method and white of read_image"
+    if stats is not None and not _is_stats(stats):
+        return f"has stats={stats!r}, which are no mean and standard deviation"
+    if reading is not None and not _is_reading(reading):
+        return f"has reading={reading!r}, which is no method and white of read_image"
 
-# %% ../nbs/24_encoder_files.ipynb #6c32e213
+# %% ../nbs/24_encoder_files.ipynb #b6ff9ccb
 def _shapes(path):
     "Shape of each tensor in a file, without reading them"
     with safe_open(path, 'pt') as f: return {k:tuple(f.get_slice(k).get_shape()) for k in f.keys()}
 
 def _built_as_in(info, shapes):
-    "The encoder that the header of a file describes: only one whose tensors are those of the file gets any memory"
+    "The encoder that a header describes, if its tensors are those of the file; else no memory is taken"
     make = partial(create_encoder, info['arch'], False, info['n_in'], info.get('pool_type'), **info['kwargs'])
     try:
         with torch.device('meta'): own = {k:tuple(v.shape) for k,v in make().state_dict().items()}
-    except (NotImplementedError,RuntimeError): return make()          # of architectures that compute with tensors while they are built
+    except (NotImplementedError,RuntimeError): return make()       # some compute with tensors while they are built
     diff = [k for k in {**shapes, **own} if shapes.get(k) != own.get(k)]
     if diff:
-        raise ValueError(f"{len(diff)} of its tensors do not fit {info['arch']}, first {diff[0]}: {shapes.get(diff[0])} in the file, "
-                         f"{own.get(diff[0])} in the architecture")
+        k = diff[0]
+        raise ValueError(f"{len(diff)} of its tensors do not fit {info['arch']}, first {k}: "
+                         f"{shapes.get(k)} in the file, {own.get(k)} in the architecture")
     return make()
 
+def _from_header(path, info, allow_hub):
+    "The encoder that the file `path` describes, unless it describes something strange"
+    if 'arch' not in info: raise ValueError(f"encoder: {path} does not name its architecture, pass a module to load into")
+    shapes = _shapes(path)
+    most = max(2048, len(shapes), *(d for s in shapes.values() for d in s))  # of layers, channels or pixels
+    fault = _build_fault(info, allow_hub, most) or _images_fault(info)
+    if fault: raise ValueError(f"path: the header of {path} {fault}")
+    try: return _built_as_in(info, shapes)
+    except Exception as e: raise ValueError(f"path: no encoder can be built from the header of {path}: {e}") from e
+
+# %% ../nbs/24_encoder_files.ipynb #6c32e213
 def load_encoder(
     path:str|Path, # A file of `save_encoder`
     encoder:nn.Module|None=None, # Load into this one; needed if it did not come from `create_encoder`
@@ -133,16 +156,10 @@ def load_encoder(
 ) -> nn.Module:
     "The encoder in `path`, built from the file alone, whoever made it; `encoder.info` is `encoder_info(path)`"
     info = encoder_info(path)
-    if encoder is None:
-        if 'arch' not in info: raise ValueError(f"encoder: {path} does not name its architecture, pass a module to load into")
-        shapes = _shapes(path)
-        most = max(2048, len(shapes), *(d for s in shapes.values() for d in s))       # no number of layers, channels or pixels is larger
-        fault = _build_fault(info, allow_hub, most) or _images_fault(info)
-        if fault: raise ValueError(f"path: the header of {path} {fault}")
-        try: encoder = _built_as_in(info, shapes)
-        except Exception as e: raise ValueError(f"path: no encoder can be built from the header of {path}: {e}") from e
+    if encoder is None: encoder = _from_header(path, info, allow_hub)
     try: getattr(encoder, '_orig_mod', encoder).load_state_dict(load_file(path))
-    except RuntimeError as e: raise ValueError(f"path: the weights in {path} do not fit {info.get('arch') or 'the encoder'}: {e}") from e
+    except RuntimeError as e:
+        raise ValueError(f"path: the weights in {path} do not fit {info.get('arch') or 'the encoder'}: {e}") from e
     encoder.info = info
     return encoder
 
@@ -152,7 +169,9 @@ class _Normalized(nn.Module):
     def __init__(self, encoder:nn.Module, stats:tuple):
         super().__init__()
         self.encoder = encoder
-        for n,o in zip(('mean','std'), stats): self.register_buffer(n, torch.tensor(o, dtype=torch.float)[:,None,None])
+        mean,std = (torch.tensor(o, dtype=torch.float)[:,None,None] for o in stats)
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std)
     def forward(self, x): return self.encoder((x-self.mean)/self.std)
 
 def export_onnx(
@@ -161,10 +180,11 @@ def export_onnx(
     size:int|tuple|None=None, # Height and width of the images; None is what its file says
     stats:tuple|None=None # (mean, std) per channel of the normalisation; None is what its file says, else there is none
 ) -> Path:
-    "Write `encoder` as ONNX: from images (B, C, H, W) in [0,1] to features (B, nf); needs the packages onnx and onnxscript"
+    "Write `encoder` as ONNX, from images (B, C, H, W) in [0,1] to features; needs the packages onnx and onnxscript"
     info,path = getattr(encoder, 'info', {}),Path(path)
     size,stats = ifnone(size, info.get('size')),ifnone(stats, info.get('stats'))
-    if size is None: raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
+    if size is None:
+        raise ValueError("size=None: the encoder does not say the size of its images, give their height and width")
     x = torch.zeros(2, encoder_n_in(encoder), *check_size(size), device=next(encoder.parameters()).device)
     with evaluating(encoder):
         model = (_Normalized(encoder, stats) if stats else encoder).eval()

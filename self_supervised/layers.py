@@ -37,8 +37,9 @@ def evaluating(model:nn.Module):
         for m,s in states.items(): m.training = s
 
 def deep_copy(m:nn.Module) -> nn.Module:
-    "A deep copy, also of modules that compute weights from others and keep them, as torch's `weight_norm` does"
-    computed = [v for o in m.modules() for v in vars(o).values() if isinstance(v, Tensor) and not v.is_leaf]
+    "A deep copy, also of modules that keep weights computed from others, as torch's `weight_norm`"
+    values = chain.from_iterable(vars(o).values() for o in m.modules())
+    computed = [v for v in values if isinstance(v, Tensor) and not v.is_leaf]
     return deepcopy(m, {id(v):v.detach().clone() for v in computed})
 
 # %% ../nbs/02_layers.ipynb #ada1ae09
@@ -50,13 +51,14 @@ def _output(encoder, n_in, size):
     meta = {k:torch.empty_like(v, device='meta') for k,v in own.items()}
     with evaluating(encoder):
         try:
-            with torch.device('meta'):                # tied, it would leave blocks with two names on it (pytorch #164759)
+            with torch.device('meta'):
+                # tied, it would leave blocks with two names on it (pytorch #164759)
                 return functional_call(encoder, meta, torch.empty(1, n_in, h, w), tie_weights=False)
-        except (NotImplementedError,RuntimeError):                # its forward needs values
+        except (NotImplementedError,RuntimeError):    # its forward needs values
             return encoder(torch.zeros(1, n_in, h, w, device=next(iter(own.values())).device))
 
 def num_features(encoder:nn.Module, n_in:int=3, size:int|tuple=224) -> int:
-    "Width of `encoder`'s features, from the shapes alone: no state changes, and nothing is computed unless its forward needs values"
+    "Width of `encoder`'s features, from the shapes alone unless its forward needs values"
     out = _output(encoder, n_in, size)
     if not isinstance(out, Tensor) or out.ndim != 2:
         raise ValueError(f"encoder must return flat features (B, nf), got "
@@ -70,18 +72,19 @@ class Source:
     "A library of architectures: how they are found, how encoders are made of them, and how these are built"
     def __init_subclass__(cls): sources.insert(0, cls())
 
-    def names(self) -> list: return [] # Of its architectures
-    def find(self, arch:str|Callable) -> object: pass # What `make` takes, if the name or function `arch` is one of its architectures
-    def make(self, arch:object, pretrained:bool, n_in:int, pool_type:str|None, **kwargs) -> nn.Module: pass # An encoder with flat features
-    def size(self, arch:object, enc:nn.Module) -> tuple: return 64,64 # Height and width of the images that `arch` is for
-    def stats(self, enc:nn.Module) -> list|None: pass # Mean and standard deviation of the images that its weights have seen
-    def made(self, enc:nn.Module) -> bool: return False # Is `enc` an encoder of this source?
-    def layers(self, enc:nn.Module) -> list: return [] # Names of its parameters, a list per layer, from the first to the last
-    def body(self, enc:nn.Module) -> list: return [] # Modules that it runs one after the other, up to its pooling
-    def maps(self, enc:nn.Module) -> list: # A dictionary per feature map, finest first: see `map_info`
-        return _body_maps(self.body(enc))
+    # architectures
+    def names(self): return [] # All of them
+    def find(self, arch): return None # What `make` takes, for a name or a function that is one of them
+    def make(self, arch, pretrained, n_in, pool_type, **kwargs): raise NotImplementedError # An encoder with flat features
+    def size(self, arch, enc): return 64,64 # Height and width of the images that it is for
 
-    def run(self, enc:nn.Module, x:Tensor, infos:list) -> dict: # Feature maps of the images `x` by the layer in `infos`, of `maps`
+    # encoders
+    def made(self, enc): return False # Is it of this source?
+    def stats(self, enc): return None # [mean, std] of the images that its weights have seen
+    def layers(self, enc): return [] # Names of its parameters, a list per layer, from the first to the last
+    def body(self, enc): return [] # Modules that it runs one after the other, up to its pooling
+    def maps(self, enc): return _body_maps(self.body(enc)) # A dictionary per feature map, finest first: see `map_info`
+    def run(self, enc, x, infos): # What of the images `x` each layer makes that `infos`, from `maps`, names
         wanted,res = {o['layer'] for o in infos},{}
         for i,layer in enumerate(self.body(enc)):
             x = layer(x)
@@ -91,17 +94,19 @@ class Source:
 # %% ../nbs/02_layers.ipynb #17a64586
 def _opened(m):
     "What `m` runs one after the other: its children, with every `nn.Sequential` among them opened"
-    return [l for o in m.children() for l in (_opened(o) if type(o).forward is nn.Sequential.forward else [o])]
+    res = []
+    for o in m.children(): res += _opened(o) if type(o).forward is nn.Sequential.forward else [o]
+    return res
 
 def _body_maps(layers, size=128):
     "The last map of each size, found with one image; none if `layers` give anything but maps that get coarser"
     if not layers: return []
     try: sizes = model_sizes(deep_copy(nn.Sequential(*layers)), (size,size))
-    except (RuntimeError,AssertionError): return []                          # they are not one after the other
+    except (RuntimeError,AssertionError): return []             # they are not one after the other
     if any(len(s) != 4 for s in sizes): return []
     if any(a[-1] < b[-1] for a,b in zip(sizes, sizes[1:])): return []
-    last = {s[-2:]:dict(num_chs=s[1], reduction=round(size/s[-1]), layer=i, scale=1) for i,s in enumerate(sizes)}
-    return list(last.values())
+    last = {s[-2:]:i for i,s in enumerate(sizes)}
+    return [dict(num_chs=sizes[i][1], reduction=round(size/hw[-1]), layer=i, scale=1) for hw,i in last.items()]
 
 # %% ../nbs/02_layers.ipynb #3ef5d2ff
 _named = 'torchvision:'
@@ -118,7 +123,8 @@ class FastAI(Source):
         body = create_body(arch(**kwargs), n_in, pretrained, meta['cut'])
         return nn.Sequential(body, SelectAdaptivePool2d(pool_type=pool_type or 'avg', flatten=True))
 
-    def made(self, enc): return isinstance(enc, nn.Sequential) and len(enc) == 2 and isinstance(enc[1], SelectAdaptivePool2d)
+    def made(self, enc):
+        return isinstance(enc, nn.Sequential) and len(enc) == 2 and isinstance(enc[1], SelectAdaptivePool2d)
     def body(self, enc): return _opened(enc[0])
 
 # %% ../nbs/02_layers.ipynb #b501036a
@@ -133,7 +139,8 @@ def _first_conv(enc, n_in, pretrained):
     enc.set_submodule(name, new)
     if hasattr(enc, 'transform_input'): enc.transform_input = False                 # which is for three
 
-def _warn_pool(arch, pool_type): warnings.warn(f"pool_type: {arch} has no pooling {pool_type!r}, its own is used")
+def _warn_pool(arch, pool_type):
+    warnings.warn(f"pool_type: {arch} has no pooling {pool_type!r}, its own is used")
 
 def _pool_by(pool_type, enc, arch, n_in, size):
     "Give `enc` another pooling, unless it cannot work with it"
@@ -154,19 +161,23 @@ class TorchVision(Source):
     archs = torchvision.models.list_models(torchvision.models)
     def names(self): return self.archs
     def find(self, arch):
-        if callable(arch): return arch if getattr(torchvision.models, getattr(arch, '__name__', ''), None) is arch else None
+        if callable(arch):
+            own = getattr(torchvision.models, getattr(arch, '__name__', ''), None)
+            return arch if own is arch else None
         name = arch.removeprefix(_named)
         return getattr(torchvision.models, name) if name in self.archs else None
 
     def make(self, arch, pretrained, n_in, pool_type, **kwargs):
-        if arch.__name__ in ('googlenet','inception_v3'): kwargs = dict(aux_logits=False, init_weights=not pretrained) | kwargs
+        if arch.__name__ in ('googlenet','inception_v3'):
+            kwargs = dict(aux_logits=False, init_weights=not pretrained) | kwargs
         enc = arch(weights='DEFAULT' if pretrained else None, **kwargs)
         last = [n for n,m in enc.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d))][-1]
         enc.set_submodule(last, nn.Identity())
         for o in enc.get_submodule(last.rpartition('.')[0]).children():
             if isinstance(o, nn.Dropout): o.p = 0.
         if n_in != 3: _first_conv(enc, n_in, pretrained)
-        if pool_type is not None: _pool_by(pool_type, enc, arch.__name__, n_in, _asked_size(kwargs) or self.size(arch, enc))
+        if pool_type is not None:
+            _pool_by(pool_type, enc, arch.__name__, n_in, _asked_size(kwargs) or self.size(arch, enc))
         return enc
 
     def size(self, arch, enc): return (299,299) if arch.__name__ == 'inception_v3' else (224,224)
@@ -207,13 +218,16 @@ class Timm(Source):
         cfg = getattr(enc, 'default_cfg', {})
         if 'mean' in cfg: return [list(cfg['mean']),list(cfg['std'])]
     def layers(self, enc):
-        groups = group_parameters(enc, enc.group_matcher(coarse=False)) if hasattr(enc, 'group_matcher') else {}
+        if not hasattr(enc, 'group_matcher'): return []
+        groups = group_parameters(enc, enc.group_matcher(coarse=False))
         return [groups[k] for k in sorted(groups)]
-    def maps(self, enc): return _timm_maps(enc.feature_info) if hasattr(enc, 'forward_intermediates') else []
+    def maps(self, enc):
+        return _timm_maps(enc.feature_info) if hasattr(enc, 'forward_intermediates') else []
     def run(self, enc, x, infos):
         at = sorted({o['layer'] for o in infos})
-        norm = infos[0]['scale'] != 1                             # blocks of a transformer are comparable only behind its last norm
-        return dict(zip(at, enc.forward_intermediates(x, indices=at, intermediates_only=True, norm=norm)))
+        norm = infos[0]['scale'] != 1           # blocks of a transformer are comparable only behind its last norm
+        maps = enc.forward_intermediates(x, indices=at, intermediates_only=True, norm=norm)
+        return dict(zip(at, maps))
 
 # %% ../nbs/02_layers.ipynb #01fccca9
 def _timm_maps(infos):
@@ -226,7 +240,7 @@ def _timm_maps(infos):
 
 # %% ../nbs/02_layers.ipynb #69706137
 def _find(arch):
-    "The source of the name or function `arch`, and what it makes an encoder of; twice None where no source has it"
+    "The source of the name or function `arch`, and what it makes an encoder of; None twice if there is none"
     for s in sources:
         found = s.find(arch)
         if found is not None: return s,found
@@ -237,7 +251,7 @@ def source_of(encoder:nn.Module) -> Source:
     encoder = getattr(encoder, '_orig_mod', encoder)
     return first(s for s in sources if s.made(encoder)) or Source()
 
-# %% ../nbs/02_layers.ipynb #adba4f90
+# %% ../nbs/02_layers.ipynb #a524bb14
 def _spec(arch, kwargs, **rest):
     "How to build the encoder again; without `arch` where a file could not say so"
     if callable(arch):
@@ -247,6 +261,7 @@ def _spec(arch, kwargs, **rest):
     except TypeError: arch,kwargs = None,{}
     return dict(rest, kwargs=kwargs, **({'arch':arch} if arch else {}))
 
+# %% ../nbs/02_layers.ipynb #adba4f90
 def create_encoder(
     arch:str|Callable, # A timm, fastai or torchvision architecture: its name, or the function
     pretrained:bool=True, # Load the library's weights (needs a network the first time)
@@ -262,7 +277,8 @@ def create_encoder(
     source,found = _find(arch)
     if source is None:
         near = difflib.get_close_matches(arch, [n for s in sources for n in s.names()], n=5, cutoff=.5)
-        raise ValueError(f"arch: there is no architecture {arch!r} in timm, fastai or torchvision. Nearest names: {', '.join(near) or 'none'}")
+        raise ValueError(f"arch: there is no architecture {arch!r} in timm, fastai or torchvision. "
+                         f"Nearest names: {', '.join(near) or 'none'}")
     enc = source.make(found, pretrained, n_in, pool_type, **kwargs)
     size = check_size(_asked_size(kwargs) or source.size(found, enc))
     enc.nf = num_features(enc, n_in, size)
@@ -293,13 +309,14 @@ def encoder_nf(encoder:nn.Module, n_in:int=3) -> int:
     if hasattr(encoder, 'nf'): return encoder.nf
     own,why = encoder_n_in(encoder),[]
     channels = (own,n_in,1) if n_in == 3 else (n_in,own,1)
-    sizes = 224,32,64,96,128,28,256,384                                      # some take images of one size alone
+    sizes = 224,32,64,96,128,28,256,384                     # some take images of one size alone
     for c,size in itertools.product(dict.fromkeys(filter(None, channels)), sizes):
         try: _output(encoder, c, size)
         except Exception as e: why.append(' '.join(str(e).split()))
         else: return num_features(encoder, c, size)
-    raise ValueError(f"encoder: the width of its features cannot be found, as it takes no image that was tried ({why[0]}): give "
-                     "n_in= if its images have other channels, or say it: encoder.nf = number of features of an image")
+    raise ValueError("encoder: the width of its features cannot be found, as it takes no image that was tried "
+                     f"({why[0]}): give n_in= if its images have other channels, "
+                     "or say it: encoder.nf = number of features of an image")
 
 def tiled(encoder:nn.Module, *sizes:tuple) -> bool:
     "Can images of these heights and widths be cut into `encoder`'s patches? Without patches any can"
@@ -310,7 +327,7 @@ def tiled(encoder:nn.Module, *sizes:tuple) -> bool:
 
 # %% ../nbs/02_layers.ipynb #6fc4aee7
 def compiled_in_place(m:nn.Module) -> nn.Module:
-    "`m` and its children, compiled as they are but without the wrappers of `torch.compile`, which give parameters other names"
+    "`m` and its children, compiled as they are but without the wrappers of `torch.compile`"
     orig = getattr(m, '_orig_mod', m)
     for n,o in orig.named_children():
         if hasattr(o, '_orig_mod'): setattr(orig, n, compiled_in_place(o))
@@ -361,7 +378,8 @@ def create_projection_model(
     n_in:int=3 # Channels, used only if `encoder` does not announce its width
 ) -> ProjectionModel:
     "`encoder` with an MLP projector"
-    return ProjectionModel(encoder, create_mlp_module(encoder_nf(encoder, n_in), hidden_size, projection_size, bn, nlayers))
+    projector = create_mlp_module(encoder_nf(encoder, n_in), hidden_size, projection_size, bn, nlayers)
+    return ProjectionModel(encoder, projector)
 
 # %% ../nbs/02_layers.ipynb #fb06ed02
 class PredictorModel(nn.Module):
@@ -387,11 +405,12 @@ def create_predictor_model(
     "`encoder` with an MLP projector and a two-layer predictor"
     projector = create_mlp_module(encoder_nf(encoder, n_in), hidden_size, projection_size, bn, nlayers)
     if last_bn: projector.append(nn.BatchNorm1d(projection_size, affine=affine))
-    return PredictorModel(encoder, projector, create_mlp_module(projection_size, ifnone(pred_size, hidden_size), projection_size, bn))
+    predictor = create_mlp_module(projection_size, ifnone(pred_size, hidden_size), projection_size, bn)
+    return PredictorModel(encoder, projector, predictor)
 
 # %% ../nbs/02_layers.ipynb #982ae649
 class ClassifierModel(nn.Module):
-    "`encoder`, then the classifier `head`; a `frozen` encoder keeps its weights and its running statistics, whatever is done"
+    "`encoder`, then the classifier `head`; a `frozen` encoder keeps its weights and its running statistics"
     def __init__(self, encoder:nn.Module, head:nn.Module, frozen:bool=False):
         super().__init__()
         self.encoder,self.head,self.frozen = encoder,head,frozen
@@ -406,7 +425,7 @@ class ClassifierModel(nn.Module):
 
 # %% ../nbs/02_layers.ipynb #493f140e
 def model_splitter(m:nn.Module) -> L:
-    "Two parameter groups, the encoder and the rest, but for a momentum encoder: what `learn.freeze` and discriminative learning rates need"
+    "Two parameter groups, the encoder and the rest, but for a momentum encoder"
     encoder = list(m.encoder.parameters())
     teacher = list(m.encoder_k.parameters()) if hasattr(m, 'encoder_k') else []
     apart = {id(p) for p in encoder+teacher}
@@ -427,4 +446,5 @@ def create_model(
 ) -> ClassifierModel:
     "A classifier on an encoder: use it as `Learner(dls, create_model(...), splitter=model_splitter)`"
     if not isinstance(encoder, nn.Module): encoder = create_encoder(encoder, pretrained, n_in, pool_type)
-    return ClassifierModel(encoder, create_cls_module(encoder_nf(encoder, n_in), n_out, **kwargs), frozen)
+    head = create_cls_module(encoder_nf(encoder, n_in), n_out, **kwargs)
+    return ClassifierModel(encoder, head, frozen)

@@ -34,7 +34,7 @@ def momentum_at(
 
 # %% ../nbs/04_momentum.ipynb #8ab4ddaa
 class MomentumEncoder(nn.Module):
-    "A frozen copy of `student`, taken when it is built, that follows it without its random layers; attributes are the copy's"
+    "A frozen copy of `student` that follows it, without its random layers; attributes are the copy's"
     def __init__(self, student:nn.Module):
         super().__init__()
         self.module = deep_copy(student).requires_grad_(False)
@@ -44,7 +44,7 @@ class MomentumEncoder(nn.Module):
         self.train(student.training)
 
     def train(self, mode:bool=True):
-        "What is random in training, e.g. dropped patches, is left out: layers without running statistics stay in evaluation mode"
+        "Layers without running statistics stay in evaluation mode, as they may be random in training"
         super().train(False)
         for m in self.module.modules():
             if any(n in m._buffers for n in ('running_var','_u','weight_u')): m.train(mode)    # of batch and spectral norms
@@ -74,7 +74,7 @@ class MomentumEncoder(nn.Module):
 
 # %% ../nbs/04_momentum.ipynb #5f1e0dda
 def _nearest(z, embs, labels):
-    "Of `embs` and their labels those most similar to each row of `z` by cosine, with 64 MB of similarities at a time"
+    "Of `embs` and `labels` those most similar to each row of `z` by cosine; 64 MB of similarities at a time"
     with torch.autocast(z.device.type, enabled=False):
         z,keys = F.normalize(z.float(), dim=1),F.normalize(embs, dim=1)
         i = torch.cat([(o @ keys.T).argmax(1) for o in z.split(max(2**24//len(keys), 1))])

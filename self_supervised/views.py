@@ -13,14 +13,14 @@ from torch import Tensor
 
 # %% ../nbs/00_views.ipynb #dc8f03ec
 def view_map(
-    p:dict, # (n,) tensors: `top`, `left`, `height`, `width` of the crop in pixels, `flip` (bool), `angle` (degrees, counter-clockwise)
+    p:dict, # (n,) tensors: crop in pixels (`top`, `left`, `height`, `width`), `flip` (bool), `angle` (degrees, to the left)
     hw:tuple, # Height and width of the images
     size:tuple # Height and width of the views
 ) -> tuple: # (n, 2, 3), and (n,) the factor to reduce the image by first, a power of two
     "From a pixel of the view, counted from its centre, to `grid_sample`'s coordinates in the image"
     H,W = hw
     a = p['angle']*math.pi/180
-    sy,sx = p['height']/size[0],p['width']/size[1]                              # pixels of the image for one of the view
+    sy,sx = p['height']/size[0],p['width']/size[1]              # pixels of the image for one of the view
     factor = 2**(torch.maximum(sy, sx)+1e-4).log2().floor().clamp(min=0).long()
     sx = torch.where(p['flip'], -sx, sx)
     x = [sx*a.cos()*2/W, -sx*a.sin()*2/W, 2*(p['left']+p['width']/2)/W-1]
@@ -57,7 +57,8 @@ def _taps(n, r, device):
     "(2r+1, n·n): one-hot, the pixel that each tap of each of `n` pixels reads, reflected at the border"
     i = (torch.arange(n, device=device)[:,None] + torch.arange(-r, r+1, device=device)).abs()
     i = n-1-(n-1-i).abs()
-    return torch.zeros(n, 2*r+1, n, device=device).scatter_(2, i[:,:,None], 1.).transpose(0, 1).reshape(2*r+1, n*n)
+    taps = torch.zeros(n, 2*r+1, n, device=device).scatter_(2, i[:,:,None], 1.)
+    return taps.transpose(0, 1).reshape(2*r+1, n*n)
 
 def blur(
     v:Tensor, # (n, c, h, w) views
@@ -91,7 +92,7 @@ def color_matrices(
     p:dict, # (n,) tensors `brightness`, `contrast`, `saturation` (1 changes nothing), `hue` (turns) and `grey` (bool)
     c:int=3 # Channels
 ) -> tuple: # A and M, (n, c, c): colours become A @ colour + M @ mean colour of the view
-    "Brightness, contrast, saturation, hue and greyscale in one; brightness and contrast alone unless there are three channels"
+    "Brightness, contrast, saturation, hue and grey in one; the first two alone unless there are three channels"
     n,dev = len(p['hue']),p['hue'].device
     b,con,s = (p[o][:,None,None] for o in ('brightness','contrast','saturation'))
     to_grey = torch.tensor(_grey, device=dev) if c == 3 else torch.full((c,), 1/c, device=dev)
@@ -105,7 +106,7 @@ def color_matrices(
 
 # %% ../nbs/00_views.ipynb #82e39b42
 def _paint(v, a, m, solarize, norm):
-    "Views (n, c, h, w) with colours as `color_matrices` has them, clamped to [0,1], solarised and normalised"
+    "Views with the colours of `color_matrices`, clamped to [0,1], solarised and normalised"
     x = v.flatten(2)
     mean,std = norm or (v.new_zeros(v.shape[1]),v.new_ones(v.shape[1]))
     mean,std = mean[:,None],std[:,None]
@@ -119,7 +120,7 @@ def _paint(v, a, m, solarize, norm):
 
 # %% ../nbs/00_views.ipynb #a7dd09a5
 def _chunk(x, size):
-    "How many views to make at a time: they fit the cache of a CPU, or 256 MB of other devices, and their images 64 MB"
+    "Views that fit the cache of a CPU, or 256 MB of other devices, and whose images fit 64 MB"
     view,image = 4*x.shape[1]*size[0]*size[1],4*x[0].numel()
     cache = 3*2**19 if x.device.type == 'cpu' else 2**28
     return max(1, min(max(8, cache//view), 2**26//image))
@@ -158,7 +159,7 @@ def draw_crops(
     ratio:tuple, # Range of its width over its height, log-uniform
     device:str|torch.device|None=None
 ) -> dict: # (n,) tensors `top`, `left`, `height`, `width`
-    "Crops as torchvision's `RandomResizedCrop` draws them: ten tries, then the largest central crop of an allowed ratio"
+    "Crops as torchvision's `RandomResizedCrop` draws them"
     H,W = hw
     area,r,top,left = torch.rand(4, n, 10, device=device)
     area = H*W*(scale[0]+(scale[1]-scale[0])*area)
