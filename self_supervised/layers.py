@@ -187,7 +187,7 @@ class TorchVision(Source):
         pools = nn.AdaptiveAvgPool2d,SelectAdaptivePool2d,nn.Identity,nn.Dropout
         return _opened(nn.ModuleList(takewhile(lambda o: not isinstance(o, pools), enc.children())))
 
-# %% ../nbs/02_layers.ipynb #6618334d
+# %% ../nbs/02_layers.ipynb #a48c4524
 def from_hub(arch:str) -> bool: return arch.lower().startswith(('hf-hub:','hf_hub:','local-dir:'))
 
 def _timm_model(arch, **kwargs):
@@ -197,6 +197,7 @@ def _timm_model(arch, **kwargs):
         if 'dynamic_img_size' not in str(e): raise
         return timm.create_model(arch, **kwargs)
 
+# %% ../nbs/02_layers.ipynb #6618334d
 class Timm(Source):
     "timm's models, also those of a hub or a folder, without their classifier"
     def names(self): return timm.list_models()
