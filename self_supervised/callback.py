@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from fastcore.docments import docments
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
-from . import layers
+from . import encoder_files, layers
 from .layers import compiled_in_place, tiled
 from .augmentations import *
+from .augmentations import WholeViews, assert_aug_pipelines, get_norm, no_random_change, norm_stats
 from .collectives import *
 from .fit import *
 from .images import ReadImage
 from .momentum import *
+from .momentum import momentum_at
 from .processes import *
 
 # %% ../nbs/05_callback.ipynb #8538c396
@@ -454,10 +456,10 @@ def learner_reader(learn:Learner) -> ReadImage|None:
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "`layers.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
+    "`encoder_files.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
     if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     stats = ifnone(stats, norm_stats(norm))
     reader = learner_reader(self)
-    return layers.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
-                               reader and dict(method=reader.method, white=reader.white))
+    return encoder_files.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
+                                      reader and dict(method=reader.method, white=reader.white))

@@ -16,9 +16,11 @@ from fastprogress import fastprogress
 import self_supervised
 with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning)                      # of libraries, about each other
+    from self_supervised.augmentations import no_random_change
     from self_supervised.callback import methods
     from self_supervised.fit import *
     from self_supervised.collectives import all_objects
+    from self_supervised.layers import encoder_nf
     from self_supervised.evaluation.protocol import untrained_encoder
     from self_supervised.training.precision import bf16_gain
     from self_supervised.vision.all import *

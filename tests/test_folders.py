@@ -11,10 +11,11 @@ from collections import Counter
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, IntToFloatTensor, Learner, RandomSplitter, Resize,
                                ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed)
 from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, SupCon, classifier_learner, create_encoder, create_simclr_model,
-                                        create_supcon_model, decoded_once, embed, export_onnx, find_images, folder_dls, get_features, get_norm,
+                                        create_supcon_model, decoded_once, embed, export_onnx, find_images, folder_dls, get_features,
                                         get_simclr_aug_pipelines, get_supcon_aug_pipelines, labelled_dls, layer_lrs, load_encoder,
                                         plot_embedding, read_image, readable, save_encoder, show_nearest, spread, load_learner)
 from self_supervised.data import cache as cache_module
+from self_supervised.augmentations import get_norm
 
 SIZE,kinds = 32,('disc','bars')
 

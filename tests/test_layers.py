@@ -6,7 +6,8 @@ from packaging.version import Version
 from safetensors.torch import save_file
 from fastai.vision.all import SGD, DataLoaders, Learner, TensorImage, resnet18, xresnet18
 from self_supervised.momentum import MomentumEncoder
-from self_supervised.layers import _first_conv, PoolingType, create_encoder, create_model, create_projection_model, load_encoder, model_splitter, num_features, save_encoder
+from self_supervised.encoder_files import load_encoder, save_encoder
+from self_supervised.layers import _first_conv, PoolingType, create_encoder, create_model, create_projection_model, model_splitter, num_features
 from self_supervised.training.finetune import layer_lrs, layer_splitter
 from self_supervised.vision.dino import DINO, create_dino_model, get_dino_aug_pipelines
 

@@ -23,7 +23,7 @@ def test_queue_keeps_the_newest_in_order(K, sizes, cut):
             q.load_state_dict(old.state_dict())
         y = torch.arange(n, n+b)
         q.push(y[:,None].float().repeat(1,3), y); n += b
-        embs,labels = q.newest_last()
+        embs,labels = (torch.roll(o, -int(q.ptr), 0)[K-int(q.n_real):] for o in (q.embs, q.labels))
         assert labels.tolist() == list(range(max(0,n-K), n))     # the newest K, oldest first
         assert torch.equal(embs, labels[:,None].float().repeat(1,3))   # labels stay with their embeddings
         assert int(q.n_real) == min(n,K) and sorted(q.real[1].tolist()) == labels.tolist()

@@ -14,7 +14,8 @@ from self_supervised.evaluation import protocol
 from self_supervised.evaluation.features import get_features, knn_accuracy
 from self_supervised.evaluation.protocol import (RawPixels, _Data, _sample, choose_C, class_mean_accuracy, compare, evaluate, interval,
                                                  linear_probe, read_evaluation, untrained_encoder)
-from self_supervised.layers import create_encoder, create_model, load_encoder
+from self_supervised.encoder_files import load_encoder
+from self_supervised.layers import create_encoder, create_model
 from self_supervised.vision.simclr import SimCLR, create_simclr_model, get_simclr_aug_pipelines
 from self_supervised.vision.supcon import SupCon, create_supcon_model, get_supcon_aug_pipelines
 

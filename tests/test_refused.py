@@ -12,7 +12,8 @@ from fastai.vision.all import (Callback, Categorize, CutMix, DataBlock, DataLoad
                                ReduceLROnPlateau, SaveModelCallback, TensorImage, TfmdDL, Transform, get_model, load_learner, noop, set_seed, trainable_params)
 from self_supervised import views
 from self_supervised.augmentations import get_batch_augs, get_multi_aug_pipelines, get_multi_crop_pipelines
-from self_supervised.layers import create_encoder, create_mlp_module, load_encoder, model_splitter, save_encoder
+from self_supervised.encoder_files import load_encoder, save_encoder
+from self_supervised.layers import create_encoder, create_mlp_module, model_splitter
 from self_supervised.momentum import MomentumEncoder
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.vision import all as ssl

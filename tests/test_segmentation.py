@@ -7,7 +7,8 @@ from fastai.vision.all import (CrossEntropyLossFlat, DataBlock, DataLoaders, Dic
                                PILImageBW, TfmdDL, foreground_acc, get_files, load_learner, nn, partial, set_seed)
 from torch.nn.parallel import DistributedDataParallel
 
-from self_supervised.layers import create_encoder, load_encoder, model_splitter, save_encoder
+from self_supervised.encoder_files import load_encoder, save_encoder
+from self_supervised.layers import create_encoder, model_splitter
 from self_supervised.training.segmentation import UnetModel, create_unet, feature_maps, map_info
 
 # architecture, its arguments, and a size of images, odd where the architecture takes it

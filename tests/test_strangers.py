@@ -7,7 +7,8 @@ import time
 import pytest, torch, warm
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
-from self_supervised.layers import create_encoder, encoder_info, load_encoder, save_encoder
+from self_supervised.encoder_files import encoder_info, load_encoder, save_encoder
+from self_supervised.layers import create_encoder
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_writer, read_checkpoint, write_checkpoint
 from kit import fit, make, same, state
 

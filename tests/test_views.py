@@ -4,7 +4,8 @@ import pytest, torch
 import torchvision.transforms.v2 as T
 from scipy.stats import binomtest, kstest, ks_2samp
 from fastai.vision.all import Pipeline, TensorImage, set_seed
-from self_supervised.vision.all import ViewAugs, decode_views, describe_view, draw_views, get_batch_augs, get_multi_aug_pipelines, get_norm, imagenet_stats, make_views
+from self_supervised.vision.all import ViewAugs, decode_views, describe_view, draw_views, get_batch_augs, get_multi_aug_pipelines, imagenet_stats, make_views
+from self_supervised.augmentations import get_norm
 from self_supervised.views import render
 
 n = 5000

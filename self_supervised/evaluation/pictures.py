@@ -15,7 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
 from ..augmentations import ToImageBatch, as_title, decode_views, no_random_change, visible, whole_views
-from ..callback import SSLCallback, replacing
+from ..callback import SSLCallback
+from ..fit import replacing
 from ..data import label_vocab
 from .features import _channels, _how_trained, classes_only, get_features
 from .health import learner_method, view_embeddings

@@ -20,7 +20,8 @@ from ..callback import SSLCallback
 from ..data import few_labels, is_class, label_vocab
 from ..images import late_bar
 from .features import Probe, _first_label, _how_trained, is_labelled, get_features, item_labels, knn_accuracy
-from ..layers import create_encoder, deep_copy, load_encoder
+from ..encoder_files import load_encoder
+from ..layers import create_encoder, deep_copy
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
 _baselines = 'raw pixels','untrained encoder'

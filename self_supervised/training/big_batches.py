@@ -9,7 +9,7 @@ __all__ = ['Chunks']
 from contextlib import contextmanager
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
-from ..callback import FitCallback
+from ..fit import FitCallback
 
 # %% ../../nbs/83_training.big_batches.ipynb #4a9d8ec6
 def in_chunks(f:callable, # Module or function of a batch, e.g. an encoder's forward

@@ -18,6 +18,7 @@ from fastai.learner import SkipToEpoch
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time
 from ..callback import *
+from ..fit import *
 from ..collectives import *
 from ..data import label_vocab
 from ..processes import dataset_len, some_numbers

@@ -9,9 +9,12 @@ __all__ = ['layer_splitter', 'layer_lrs', 'classifier_learner']
 from timm.models import group_parameters
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, get_norm, norm_stats
-from ..callback import SSLCallback, kept, learner_norm
+from ..callback import SSLCallback, learner_norm
+from ..fit import kept
 from ..data import labelled_dls
+from ..encoder_files import load_encoder
 from ..layers import *
+from ..layers import deep_copy
 
 # %% ../../nbs/84_training.finetune.ipynb #fae8b578
 def layer_splitter(m:nn.Module) -> L:

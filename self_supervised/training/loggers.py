@@ -12,7 +12,8 @@ from fastai.callback.progress import CSVLogger
 from fastcore import basics
 from fastai.vision.all import *
 from ..augmentations import no_random_change, show_views
-from ..callback import FitCallback, SSLCallback, current_fit, replacing, trains
+from ..callback import SSLCallback
+from ..fit import FitCallback, current_fit, replacing, trains
 from ..evaluation.features import get_features
 from ..evaluation.pictures import plot_embedding
 

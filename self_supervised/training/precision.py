@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from torch.amp import GradScaler, autocast
 from fastai.vision.all import *
-from ..callback import FitCallback
+from ..fit import FitCallback
 from ..layers import deep_copy
 
 # %% ../../nbs/81_training.precision.ipynb #f336cc21

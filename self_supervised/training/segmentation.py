@@ -12,8 +12,10 @@ from timm.layers import SelectAdaptivePool2d
 from fastai.vision.all import *
 from fastai.callback.hook import model_sizes
 from fastai.vision.models.unet import UnetBlock
-from ..callback import replacing
+from ..fit import replacing
+from ..encoder_files import load_encoder
 from ..layers import *
+from ..layers import deep_copy, tiled
 
 # %% ../../nbs/85_training.segmentation.ipynb #8f1cfa83
 def _timm_maps(infos):

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/19_vision.all.ipynb #559cf902
 from fastai.vision.all import *
 from ..augmentations import *
+from ..encoder_files import *
 from ..layers import *
 from ..losses import *
 from ..momentum import *

@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
 from ..losses import across_views, unit
-from ..momentum import *
+from ..momentum import check_momentum
 from ..callback import *
 
 # %% ../../nbs/13_vision.byol.ipynb #c95eaaaa

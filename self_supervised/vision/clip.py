@@ -16,8 +16,9 @@ from ..callback import *
 from ..data import *
 from ..images import find_images, image_exts
 from ..layers import *
+from ..layers import encoder_nf, evaluating
 from ..losses import by_rows, check_temp, info_nce, unit
-from ..momentum import *
+from ..momentum import check_momentum
 
 # %% ../../nbs/23_vision.clip.ipynb #c1190005
 class Tokens(DisplayedTransform):

@@ -10,9 +10,10 @@ from contextlib import nullcontext
 from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
+from ..layers import encoder_nf
 from ..collectives import *
 from ..losses import across_views, by_rows, check_temp, to_others, unit
-from ..momentum import *
+from ..momentum import check_momentum
 from ..callback import *
 from ..fit import *
 

@@ -9,10 +9,13 @@ __all__ = ['load_teacher', 'create_distill_model', 'get_distill_aug_pipelines', 
 from xxhash import xxh3_64_intdigest
 from fastai.vision.all import *
 from ..augmentations import *
+from ..augmentations import check_size, get_norm, norm_stats, pipelines_at
 from ..callback import *
 from ..callback import learner_norm, learner_size
 from ..images import FileTransform
+from ..encoder_files import load_encoder
 from ..layers import *
+from ..layers import encoder_n_in, encoder_nf, evaluating
 from ..losses import by_rows, check_temp, unit
 
 # %% ../../nbs/22_vision.distill.ipynb #d1571105

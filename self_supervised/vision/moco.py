@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
 from ..losses import check_temp, info_nce
-from ..momentum import *
+from ..momentum import check_momentum
 from ..callback import *
 
 # %% ../../nbs/12_vision.moco.ipynb #122f64fd

@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..layers import *
 from ..losses import by_rows, check_temp, info_nce, n_with, nt_xent, positives, remove_diag, to_others, unit
-from ..momentum import *
+from ..momentum import check_momentum
 from ..callback import *
 
 # %% ../../nbs/11_vision.supcon.ipynb #ae846c91
