@@ -103,7 +103,8 @@ def _candidates(features, mirrored, k):
     k = min(k, len(features)-1)
     def pairs(query, mirrored):
         s,i = nearest(features, query, k)
-        return pd.DataFrame(dict(image=np.arange(len(i)).repeat(k), other=i.flatten(), similarity=s.flatten(), mirrored=mirrored))
+        image = np.arange(len(i)).repeat(k)
+        return pd.DataFrame(dict(image=image, other=i.flatten(), similarity=s.flatten(), mirrored=mirrored))
     dfs = [pairs(range_of(features), False)]
     if mirrored is not None: dfs.append(pairs(mirrored, True))
     df = pd.concat(dfs)
@@ -127,20 +128,20 @@ def _known_copies(images, crop, quality, size, seed):
     copies = [_thumb(_copy(to_8bit(_picture(images, i), n_in), crop, quality, rng), size, n_in) for i in sample]
     return torch.stack(thumbs),sample,torch.stack(copies)
 
-# %% ../../nbs/77_evaluation.cleaning.ipynb #bd8db31a
+# %% ../../nbs/77_evaluation.cleaning.ipynb #aa19d712
 def _pixel_similarity(found, thumbs, cuts, steps, flip):
-    "Concordance of each pair of `found`, and whether it is that of a mirrored image; some pairs at a time, as all parts are made at once"
+    "Concordance of each pair of `found`, and whether it is that of a mirrored image"
     pairs = torch.tensor(found[['image','other']].values)
     s,mirrored = torch.empty(len(pairs)),torch.empty(len(pairs), dtype=torch.bool)
     n = 2**20//(max(len(cuts), 9)*thumbs[0].numel())+1
-    for start in range(0, len(pairs), n):
+    for start in range(0, len(pairs), n):                               # all parts of some pairs are in memory at once
         at = slice(start, start+n)
         i,j = pairs[at].T
         s[at],mirrored[at] = _alike(thumbs[i], thumbs[j], cuts, steps, flip)
     return s.numpy(),mirrored.numpy()
 
 def _compare(found, images, flip, crop, quality, recall, size, seed):
-    "Rows of `found` whose pixels are as much alike as those of known copies; columns `similarity` and `mirrored` become those of pixels"
+    "Rows of `found` that are as much alike as known copies; `similarity` and `mirrored` become those of pixels"
     thumbs,sample,copies = _known_copies(images, crop, quality, size, seed)
     size = thumbs.shape[-1]
     small = min(8, size)
@@ -165,7 +166,7 @@ def _with_files(df, images):
     res.attrs = df.attrs
     return res
 
-# %% ../../nbs/77_evaluation.cleaning.ipynb #f9efe828
+# %% ../../nbs/77_evaluation.cleaning.ipynb #202b00d1
 def find_duplicates(
     features:Tensor, # (n, d), see `get_features`
     images:object=None, # Data set, list of files or batch of images, in the order of `features`; None does not compare pixels
@@ -194,7 +195,8 @@ def find_duplicates(
     if images is None: return found
     if isinstance(images, pd.Series): images = images.tolist()
     if len(images) != len(features):
-        raise ValueError(f"features are of {len(features)} images, but there are {len(images)} images: both must have the same order")
+        raise ValueError(f"features are of {len(features)} images, but there are {len(images)} images: "
+                         "both must have the same order")
     return _with_files(_compare(found, images, flip, crop, quality, recall, size, seed), images)
 
 # %% ../../nbs/77_evaluation.cleaning.ipynb #8c791f81
@@ -237,8 +239,9 @@ def show_found(
 def _say_if_alike(features):
     "Features that hardly differ judge nothing"
     s = spread(features)
-    if s < .1: warn(f"features: they are nearly the same for all images (spread {s:.2g}, where 1 is even), so that what they say of single "
-                    "images means nothing: take those of an encoder that has learned, or of raw pixels")
+    if s < .1:
+        warn(f"features: they are nearly the same for all images (spread {s:.2g}, where 1 is even), so that what they "
+             "say of single images means nothing: take those of an encoder that has learned, or of raw pixels")
 
 # %% ../../nbs/77_evaluation.cleaning.ipynb #f38ed9c1
 def find_outliers(
@@ -282,7 +285,7 @@ def _judged(labels, unsup, n, folds):
         raise ValueError(f"folds must be between 2 and {len(idxs)}, the labelled images, got {folds!r}")
     return idxs,y,classes,counts
 
-# %% ../../nbs/77_evaluation.cleaning.ipynb #040cc7bf
+# %% ../../nbs/77_evaluation.cleaning.ipynb #4d8745a3
 def suspicious_labels(
     features:Tensor, # (n, d), see `get_features`
     labels:list|Tensor, # (n,) names or numbers of classes
@@ -305,6 +308,6 @@ def suspicious_labels(
     if not useful: df = df[:0]
     df.attrs['accuracy'] = right.mean()
     if not useful:
-        warn(f"features: a classifier of them is right for {right.mean():.0%} of {len(y)} labels, which is too little to doubt the others: "
-             "nothing is proposed. Take features of an encoder that has learned, or of raw pixels")
+        warn(f"features: a classifier of them is right for {right.mean():.0%} of {len(y)} labels, which is too little "
+             "to doubt the others: nothing is proposed. Take features of an encoder that has learned, or of raw pixels")
     return _with_files(df, images)

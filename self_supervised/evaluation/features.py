@@ -83,9 +83,9 @@ def whole_loader(dl, ds=None, items=None, W=1, r=0):
     kw = dict(batch_size=dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
     return torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), **kw)
 
-# %% ../../nbs/70_evaluation.features.ipynb #f4ed933a
+# %% ../../nbs/70_evaluation.features.ipynb #e5bfe74b
 def n_inputs(o:object) -> int:
-    "How many inputs stand before the label in an item of `o`, a data set, a loader or a learner: the image, and its text if it has one"
+    "How many inputs stand before the label in an item of `o`, a data set, a loader or a learner: image, and text if any"
     cb = first(o._grab_cbs(SSLCallback)) if isinstance(o, Learner) else None
     return cb.n_inp if cb else getattr(getattr(o, 'dls', o), 'n_inp', 1)
 
@@ -94,7 +94,7 @@ def label_of(b:object, n_inp:int=1) -> object|None: # `None` if there is none
     return b[n_inp] if isinstance(b, (tuple,list,L)) and len(b) > n_inp else None
 
 def item_labels(ds:object) -> np.ndarray|None: # (n,) integers
-    "Classes of all items of a data set, without reading an image; `None` where there are none, or where they come with the image"
+    "Classes of all items of a data set, without reading an image; `None` if there are none, or they come with the image"
     tl = label_list(ds)
     return np.array([int(o) for o in tl]) if tl is not None and len(tl) and is_class(tl[0]) else None
 
@@ -142,7 +142,7 @@ def how_trained(learn, size, stats):
     if stats: norm = NormalizeViews.from_stats(*stats, cuda=False)
     return size and check_size(size),norm
 
-# %% ../../nbs/70_evaluation.features.ipynb #27a1a197
+# %% ../../nbs/70_evaluation.features.ipynb #f997776a
 def _run(f, dl, device, size=None, norm=None, n_inp=None, bar=False):
     "Outputs of `f` in evaluation mode for the images of `dl`, and what stands behind the inputs in its batches"
     ds = dl.dataset
@@ -162,15 +162,15 @@ def _run(f, dl, device, size=None, norm=None, n_inp=None, bar=False):
     feats = torch.cat(feats)
     good = feats.flatten(1).isfinite().all(1)
     if not good.all():
-        raise ValueError(f"encoder: the features of {int((~good).sum())} of {len(good)} images are NaN or infinite: take the weights of "
-                         "an earlier checkpoint, from before the training broke")
+        raise ValueError(f"encoder: the features of {int((~good).sum())} of {len(good)} images are NaN or infinite: "
+                         "take the weights of an earlier checkpoint, from before the training broke")
     return feats,torch.cat(ys) if ys else None
 
 # %% ../../nbs/70_evaluation.features.ipynb #a1562fc5
 def _run_together(f, learn, ds_idx, items, device, size, norm):
     "`_run` for a data set of `learn`, of which each process takes a share"
     W,r = (world(),rank_distrib()) if hasattr(learn, 'distributed_trainer') else (1,0)
-    if W > 1: share_buffers(dict(f.named_buffers()))        # BatchNorm's running statistics, as DDP does before its next forward
+    if W > 1: share_buffers(dict(f.named_buffers()))                # BatchNorm's, as DDP does before its next forward
     ds = learn.dls[ds_idx].dataset
     items = range(len(ds)) if items is None else [int(i) for i in items]
     if not items:
@@ -178,13 +178,14 @@ def _run_together(f, learn, ds_idx, items, device, size, norm):
     x,y = _run(f, whole_loader(learn.dls.valid, ds, items, W, r), device, size, norm, n_inputs(learn))
     n = sum(all_sizes(len(x), x.device)) if W > 1 else len(x)
     if n != len(items):
-        raise ValueError(f"{len(items)-n} of {len(items)} images could not be read, so that features would not be in the order of the "
-                         "images: make the loaders anew with folder_dls(cache=...), which leaves such files out, or use embed")
+        raise ValueError(f"{len(items)-n} of {len(items)} images could not be read, so that features would not be in the order "
+                         "of the images: make the loaders anew with folder_dls(cache=...), which leaves such files out, "
+                         "or use embed")
     if W == 1: return x,y
     order = torch.cat([torch.arange(o, len(items), W) for o in range(W)]).argsort().to(x.device)
     return gather(x)[order],y if y is None else gather(y)[order]
 
-# %% ../../nbs/70_evaluation.features.ipynb #90d3daa2
+# %% ../../nbs/70_evaluation.features.ipynb #8e085b6f
 def get_features(
     learn:Learner|nn.Module, # A learner, or an encoder; `nn.Flatten()` gives raw pixels
     ds_idx:int|DataLoader|list|str|Path=1, # 0 is a learner's training set, 1 its validation set; or a loader; or image files, or a folder
@@ -193,7 +194,7 @@ def get_features(
     stats:tuple|None=None, # (mean, std) per channel to normalise with; None is as in training, or ImageNet's
     items:list|None=None # Numbers of the images to take of a learner's data set; None is all
 ) -> tuple: # Features (n, nf) and labels (n,), or None without labels, on the CPU
-    "Encoder features of images without augmentation, normalised as the views are; several processes share a data set, and all get all"
+    "Encoder features of images without augmentation, normalised as the views are; processes share a data set, and all get all"
     own = isinstance(learn, Learner)
     model = get_model(learn.model) if own else learn
     f = nn.Sequential(encoder_of(learn), *([model.projector] if projected else []))
@@ -224,7 +225,7 @@ def _write_table(to, df, x):
     except OSError as e: raise OSError(f"to: {to} cannot be written ({e}); what was there before still is") from e
     finally: new.unlink(missing_ok=True)
 
-# %% ../../nbs/70_evaluation.features.ipynb #ce4c4a72
+# %% ../../nbs/70_evaluation.features.ipynb #75f2434a
 def embed(
     encoder:nn.Module|Learner, # From `load_encoder` or `create_encoder`; or a learner, also an exported one
     paths:str|Path|list, # Folder of images, or files
@@ -246,7 +247,7 @@ def embed(
     x,i = _run(f, dl, next(f.parameters()).device, size, norm, bar=True)
     x = x.cpu().numpy()
     named = [os.path.relpath(files[o], root) if root else files[o] for o in i]
-    names = [os.fsencode(o).decode('utf-8', 'backslashreplace') for o in named]                  # not all names are text
+    names = [os.fsencode(o).decode('utf-8', 'backslashreplace') for o in named]             # not all names are text
     df = pd.concat([pd.Series(names, name='file'), pd.DataFrame(x).add_prefix('f')], axis=1)
     if to: _write_table(to, df, x)
     return df
@@ -266,7 +267,7 @@ def _probe_loss(v, z, y, low, decay):
 
 # %% ../../nbs/70_evaluation.features.ipynb #f2b770d4
 class Probe:
-    "Multinomial logistic regression on standardised features, in fp32 on their device, by L-BFGS with the bound of Böhning (1992)"
+    "Multinomial logistic regression on standardised features, by L-BFGS with the bound of Böhning (1992)"
     def __init__(self,
         x:Tensor, # (n, d) features
         y:Tensor # (n,) labels
@@ -290,7 +291,8 @@ class Probe:
     def fit(self, C=1., steps=200):
         "With the inverse strength `C` of the penalty, in at most so many steps; another `fit` begins where this one ended"
         z = self.z
-        decay = (2 if len(self.classes) == 2 else 1)/(C*len(z))             # of two classes the difference is penalised, as usual
+        decay = 1/(C*len(z))
+        if len(self.classes) == 2: decay *= 2                              # their difference is penalised, as usual
         ridge = max(decay, 1e-6*self.bound.trace().item())                # or fp32 would lose the small values
         low = torch.linalg.cholesky(self.bound + ridge*torch.eye(len(self.bound), device=z.device))
         v = torch.cat([low.T @ self.w, self.b]).requires_grad_()

@@ -23,7 +23,7 @@ def _by_faiss(features, q, k, block):
     index.add(features.numpy())
     return tuple(map(torch.from_numpy, index.search(q.numpy(), k)))
 
-# %% ../../nbs/71_evaluation.neighbours.ipynb #e4c46dd2
+# %% ../../nbs/71_evaluation.neighbours.ipynb #5593490e
 def nearest(
     features:Tensor, # (n, d) of the images to search in
     query:Tensor|list|int, # (m, d) features to search for; or numbers of images in `features`, which do not find themselves
@@ -38,7 +38,8 @@ def nearest(
         raise ValueError(f"query must be features (m, d) or numbers of images below {n}, got {query!r}")
     q = F.normalize(query.float(), dim=1) if own is None else features[own]
     if q.shape[1] != features.shape[1]:
-        raise ValueError(f"query has features of width {q.shape[1]}, the images have {features.shape[1]}: use one encoder for both")
+        raise ValueError(f"query has features of width {q.shape[1]}, the images have {features.shape[1]}: "
+                         "use one encoder for both")
     itself = int(own is not None)
     if not 1 <= k <= n-itself:
         raise ValueError(f"k must be between 1 and {n-itself}, the number of images to find, got {k!r}")
@@ -56,7 +57,7 @@ def image_and_label(images, i):
     if isinstance(o, (str,Path)): o = read_image(o)
     return (o[0] if isinstance(o, (tuple,list)) else o),label_of(o, n_inputs(images))
 
-# %% ../../nbs/71_evaluation.neighbours.ipynb #30ea3e60
+# %% ../../nbs/71_evaluation.neighbours.ipynb #9e107b33
 def show_nearest(
     images:object, # Data set, list of files or batch of images; in the order of `features`
     features:Tensor, # (n, d) their features, see `get_features`
@@ -71,7 +72,8 @@ def show_nearest(
     images,labels = (o.tolist() if isinstance(o, pd.Series) else o for o in (images, labels))
     n = len(features)
     if len(images) != n:
-        raise ValueError(f"features are of {n} images, but there are {len(images)} images: both must have the same order")
+        raise ValueError(f"features are of {n} images, but there are {len(images)} images: "
+                         "both must have the same order")
     if isinstance(query, int): query = np.random.default_rng(seed).permutation(n)[:query].tolist()
     s,idxs = nearest(features, query, k)
     vocab = getattr(images, 'vocab', None)

@@ -236,7 +236,7 @@ def _last_attention(encoder, x):
         getattr(encoder, 'forward_features', encoder.forward)(x)
     return first(last)
 
-# %% ../../nbs/75_evaluation.pictures.ipynb #a8b9e365
+# %% ../../nbs/75_evaluation.pictures.ipynb #c4ddcde2
 def attention_maps(
     encoder:nn.Module, # A vision transformer of timm
     x:Tensor # Images (B, C, H, W), normalised
@@ -245,8 +245,8 @@ def attention_maps(
     encoder = getattr(encoder, '_orig_mod', encoder)
     a = _last_attention(encoder, x)
     if a is None or a.ndim != 4 or len(a) != len(x):
-        raise ValueError(f"encoder: {type(encoder).__name__} has no attention between all patches of an image; show_activations works for "
-                         "every encoder with feature maps")
+        raise ValueError(f"encoder: {type(encoder).__name__} has no attention between all patches of an image; "
+                         "show_activations works for every encoder with feature maps")
     has_token = getattr(encoder, 'cls_token', None) is not None
     n_prefix = getattr(encoder, 'num_prefix_tokens', int(has_token))
     of_token = has_token and getattr(encoder, 'global_pool', 'token') == 'token'

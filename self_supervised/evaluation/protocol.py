@@ -114,7 +114,7 @@ class _Chosen:
     def __iter__(self): return iter(self.dl)
     def __len__(self): return len(self.dl)
 
-# %% ../../nbs/74_evaluation.protocol.ipynb #597c03db
+# %% ../../nbs/74_evaluation.protocol.ipynb #018e0670
 _as_is = dict(stats=([0.],[1.]))
 
 def _labels(dl, ds, what):
@@ -136,8 +136,8 @@ def _check_classes(y, t, name, vocab):
         raise ValueError(f"{name}: all labelled training images are of the class {first(trn)}: it takes two")
     for what,gone in (('validation',trn-val), ('training',val-trn)):
         if not gone: continue
-        raise ValueError(f"{name}: no labelled {what} image is of the class {', '.join(sorted(map(str, gone)))}: hold out other "
-                         "images, or leave the class out")
+        raise ValueError(f"{name}: no labelled {what} image is of the class {', '.join(sorted(map(str, gone)))}: "
+                         "hold out other images, or leave the class out")
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #fe529ef2
 def _sample(y, idxs, n, seed):
@@ -193,35 +193,39 @@ def _list(o): return ', '.join(f'{v:g}' for v in o)
 
 def _how(name, p, df):
     "How the figures of the data set `name` were made"
-    res = [f"{name}: {p['training']:,} labelled training images without augmentation, {p['test']:,} test images (the validation set), "
-           f"{p['classes']} classes."]
+    res = [f"{name}: {p['training']:,} labelled training images without augmentation, "
+           f"{p['test']:,} test images (the validation set), {p['classes']} classes."]
     if p['unlabelled']: res.append(f"Left out: {p['unlabelled']:,} images without a label.")
     if p['beyond']: res.append(f"Left out: {p['beyond']:,} images beyond n = {p['n']:,} per set.")
     few = ' (the smallest class has no more images)' if p['smallest'] < p['k'] else ''
     res.append(f"kNN: cosine, k = {min(p['k'], p['smallest'])}{few}, temperature {p['temp']:g}.")
-    chosen = df[(df.data == name) & (df.labels == 'all') & df.C.notna()]
-    C = ', '.join(f"{o.features} {o.C:g}" for o in chosen.itertuples())
-    res.append("Linear probe: logistic regression on standardised features; " +
-               (f"C of {_list(p['Cs'])}, chosen on a fifth of the training images: {C}." if p['smallest'] > 1
-                else "C = 1, as a class has one image."))
+    C = "C = 1, as a class has one image."
+    if p['smallest'] > 1:
+        chosen = df[(df.data == name) & (df.labels == 'all') & df.C.notna()]
+        of_each = ', '.join(f"{o.features} {o.C:g}" for o in chosen.itertuples())
+        C = f"C of {_list(p['Cs'])}, chosen on a fifth of the training images: {of_each}."
+    res.append(f"Linear probe: logistic regression on standardised features; {C}")
     if p['sizes']:
-        res.append(f"Few labels, {_list(p['sizes'])} per class: {p['draws']} draws of seeds {p['seed']} to {p['seed']+p['draws']-1}, "
-                   "the same for all features; ± is half of the 95 % interval of the mean over draws, of one training; "
+        res.append(f"Few labels, {_list(p['sizes'])} per class: "
+                   f"{p['draws']} draws of seeds {p['seed']} to {p['seed']+p['draws']-1}, the same for all features; "
+                   "± is half of the 95 % interval of the mean over draws, of one training; "
                    "kNN has k = the labels per class; the linear probe has C = 1.")
     if p['not_sizes']:
-        res.append(f"Left out: {_list(p['not_sizes'])} labels per class; the smallest class has {p['smallest']} training images.")
+        res.append(f"Left out: {_list(p['not_sizes'])} labels per class; "
+                   f"the smallest class has {p['smallest']} training images.")
     res.append("Untrained encoder: one initialisation, BatchNorm statistics of training images. "
                f"Raw pixels: at most {p['pixels']} × {p['pixels']}.")
     res.append(f"Seed {p['seed']}, self_supervised {p['version']}.")
     return ' '.join(res)
 
-# %% ../../nbs/74_evaluation.protocol.ipynb #427e8edd
+# %% ../../nbs/74_evaluation.protocol.ipynb #23bbc6fc
 def _check_figure(figure):
     if figure not in _figures:
         raise ValueError(f"figure must be one of {', '.join(_figures)}, got {figure!r}")
 
 def _table(df, figure):
     "All figures with all labels, and `figure` with few: a row for each data set and its features"
+    _check_figure(figure)
     cells = {}
     for o in df[(df.labels == 'all') | (df.figure == figure)].itertuples():
         head = ('all labels',o.figure) if o.labels == 'all' else (f'{figure}, labels per class',o.labels)
@@ -267,7 +271,6 @@ class Evaluation:
 
     def table(self, figure:str='kNN') -> pd.DataFrame:
         "All figures with all labels, and `figure` with few: a row for each of the features"
-        _check_figure(figure)
         res = _table(self.df, figure)
         return res if len(self.protocol) > 1 else res.droplevel(0)
 
@@ -337,13 +340,13 @@ def _with_statistics(encoder, data, how, seed):
     update_bn(x.tensor_split(max(1, len(x)//64)), encoder, getattr(first(encoder.parameters()), 'device', 'cpu'))
     return encoder
 
-# %% ../../nbs/74_evaluation.protocol.ipynb #d8d3659f
+# %% ../../nbs/74_evaluation.protocol.ipynb #24b5e320
 def _name(method, own_images):
     "Of the features of `method`; one that has seen the labels says so, or its few-label curve would be taken for one"
     if method is None: return 'encoder'
     return type(method).__name__ + ' (trained with the labels)'*(own_images and hasattr(method, 'sup_lf'))
 
-def _check_arguments(labels, draws, n, Cs, name):
+def _check_arguments(labels, draws, n, Cs, name, data, transfer):
     "Raise for arguments that no figure can be had with"
     if draws < 5:
         raise ValueError(f"draws must be at least 5, or their interval says little, got {draws!r}")
@@ -354,6 +357,8 @@ def _check_arguments(labels, draws, n, Cs, name):
         raise ValueError(f"Cs must be one or more numbers above 0, got {Cs!r}")
     if name and name.startswith(_baselines):
         raise ValueError(f"name={name!r} is that of a baseline: choose another")
+    if data in (transfer or {}):
+        raise ValueError(f"transfer: {data!r} is the name of the first data set, choose another")
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #021c3bba
 def _as_trained(encoder, size, stats):
@@ -366,12 +371,12 @@ def _rows_of(d, name, f, how, Cs, k, temp, seed):
     for o in d.loaders: o.text = f'features: {name}'
     bank,x = (get_features(f, o, **how)[0] for o in d.loaders)
     if (len(bank),len(x)) != (len(d.y),len(d.t)):
-        raise ValueError(f"{d.name}: {len(d.y)+len(d.t)-len(bank)-len(x)} images could not be read: make the loaders anew without "
-                         "them, as folder_dls(cache=...) does")
+        raise ValueError(f"{d.name}: {len(d.y)+len(d.t)-len(bank)-len(x)} images could not be read: "
+                         "make the loaders anew without them, as folder_dls(cache=...) does")
     C = choose_C(bank, d.y, Cs, seed)
     return [dict(data=d.name, features=name, **o) for o in _figure_rows(d, bank, x, C, k, temp)]
 
-# %% ../../nbs/74_evaluation.protocol.ipynb #977aa313
+# %% ../../nbs/74_evaluation.protocol.ipynb #27c4df64
 @no_random_change()
 def evaluate(
     encoder:Learner|nn.Module|str|Path, # A learner, an encoder, or the file of one
@@ -390,13 +395,11 @@ def evaluate(
     seed:int=0 # Draws samples, splits, labels and the weights of the untrained encoder
 ) -> Evaluation:
     "kNN, linear probe and nearest class mean, with all labels and with few, beside raw pixels and the untrained encoder"
-    _check_arguments(labels, draws, n, Cs, name)
+    _check_arguments(labels, draws, n, Cs, name, data, transfer)
     if isinstance(encoder, (str,Path)): encoder = load_encoder(encoder)
     own = isinstance(encoder, Learner)
     if dls is None and not own:
         raise ValueError("dls: an encoder has no images of its own, give labelled ones for training and validation")
-    if data in (transfer or {}):
-        raise ValueError(f"transfer: {data!r} is the name of the first data set, choose another")
     if dls is None: dls = encoder.dls
     own_images = own and dls is encoder.dls
     method = first(o for o in encoder.cbs if isinstance(o, SSLCallback)) if own else None
@@ -422,8 +425,8 @@ def _check_same(evals):
         for data in a:
             other = [k for k in a[data] if k != 'version' and a[data][k] != b[data].get(k)]
             if not other: continue
-            raise ValueError(f"evals of {data!r} differ in {', '.join(other)}, so that they cannot be compared: evaluate both on "
-                             "the same images with the same arguments")
+            raise ValueError(f"evals of {data!r} differ in {', '.join(other)}, so that they cannot be compared: "
+                             "evaluate both on the same images with the same arguments")
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #9d7f0ae7
 def _named(evals, names):
