@@ -19,7 +19,7 @@ from ..callback import SSLCallback
 from ..data import few_labels, is_class, label_vocab
 from ..images import late_bar
 from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled, item_labels,
-                                                 knn_accuracy, unsup_of, whole_loader)
+                                                 knn_accuracy, n_inputs, unsup_of, whole_loader)
 from ..layers import create_encoder, deep_copy, load_encoder
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
@@ -110,7 +110,7 @@ class _Chosen:
     "Loader of the images `idxs` of `ds`, in this order and without augmentation, treated as those of `dl`"
     def __init__(self, dl, ds, idxs):
         self.dl,self.dataset = whole_loader(dl, ds, [int(i) for i in idxs]),ds
-        self.after_batch = getattr(self.dl, 'after_batch', None)
+        self.after_batch,self.n_inp = getattr(self.dl, 'after_batch', None),n_inputs(ds)
     def __iter__(self): return iter(self.dl)
     def __len__(self): return len(self.dl)
 
