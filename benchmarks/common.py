@@ -1,4 +1,5 @@
-"What the benchmarks share: where measurements go, a file for each benchmark, each row with the machine and the versions that it was made with."
+"""What the benchmarks share: where measurements go, a file for each benchmark, each row with the machine and the versions that it was made with; a small encoder, and the
+accuracy of nearest neighbours."""
 import os
 import platform
 import tempfile
@@ -8,6 +9,9 @@ from pathlib import Path
 import pandas as pd
 from fastai.vision.all import Callback, CancelValidException
 from filelock import FileLock
+
+from self_supervised.evaluation.features import is_labelled, knn_accuracy
+from self_supervised.layers import create_encoder
 
 folder = Path(__file__).parent/'results'
 packages = 'torch','torchvision','fastai','timm','kornia','lightly','pytorch-metric-learning'
@@ -44,6 +48,18 @@ def record(name:str, # Of the benchmark: `name`.csv
         df.to_csv(part, index=False, float_format=fmt)
         os.replace(part, file)
     return file
+
+def encoder():
+    "Half as wide as usual: enough for digits of 16 pixels"
+    return create_encoder("resnet10t", pretrained=False, n_in=1, channels=(32,64,128,128))
+
+def knn(train:tuple, valid:tuple, # Features and labels, as `get_features` gives them
+        unsup:int|None=None # Label of the images that have none
+) -> float:
+    "Accuracy on `valid` with the labelled images of `train` as neighbours"
+    (bank,y),(x,t) = train,valid
+    known = is_labelled(y, unsup)
+    return knn_accuracy(bank[known], y[known], x, t)
 
 class NoValidation(Callback):
     "Trains without looking at the held-out images"

@@ -1,15 +1,15 @@
 "A few labels on colour photographs: SupCon and what follows it, beside raw pixels, colours, the untrained encoder and training from scratch."
 import tempfile
 
-from common import record
+from common import knn, record
 from fastcore.script import call_parse
 
 from self_supervised.data import few_labels
 from self_supervised.vision.all import *
 
-size,n_labels = 48,3
+size,n_labels,unsup = 48,3,16
 
-def encoder(): return create_encoder("resnet10t", pretrained=False)
+def coloured(): return create_encoder("resnet10t", pretrained=False)
 
 def data(path, seed, share=None):
     "Sixteen classes, `n_labels` labelled tiles of each among 640, and 160 held out; all drawn by `seed`"
@@ -21,8 +21,6 @@ def data(path, seed, share=None):
     return folder_dls(photos, 64, labels=lambda f: f.parent.name if f in labelled or 'valid' in f.parts else None, valid='valid',
                       share=share, bs=32, cache=path/f'decoded{seed}')
 
-def knn(bank, y, x, t): return knn_accuracy(bank[y < 16], y[y < 16], x, t)
-
 def colours(x): return torch.stack([torch.cat([torch.histc(c, 8, 0, 1) for c in o]) for o in x])
 
 def one(args):
@@ -33,16 +31,17 @@ def one(args):
     dls = data(path, seed, share=.5)
     whole = [get_features(nn.Identity(), dl, size=size) for dl in (dls.train, dls.valid)]
     res = {}
-    for name,f in {'raw pixels, kNN':nn.Flatten(), 'colours, kNN':colours}.items(): res[name] = knn(f(whole[0][0]), whole[0][1], f(whole[1][0]), whole[1][1])
-    learn = Learner(dls, create_supcon_model(encoder(), 256, 64), metrics=KNN(),
-                    cbs=SupCon(get_supcon_aug_pipelines(size, rotate=False), 16, UnsupMethod.All, temp=.2))
-    res['untrained encoder, kNN'] = knn(*get_features(learn, 0), *get_features(learn, 1))
+    for name,f in {'raw pixels, kNN':nn.Flatten(), 'colours, kNN':colours}.items():
+        res[name] = knn(*[(f(x), y) for x,y in whole], unsup)
+    learn = Learner(dls, create_supcon_model(coloured(), 256, 64), metrics=KNN(),
+                    cbs=SupCon(get_supcon_aug_pipelines(size, rotate=False), unsup, UnsupMethod.All, temp=.2))
+    res['untrained encoder, kNN'] = knn(get_features(learn, 0), get_features(learn, 1), unsup)
     steps = dict(bs=48, repeat=10)
     def tuned(source, frozen=False, n=4, **kw):
-        clf = classifier_learner(source, labelled_dls(dls, 16, learn.sup_con.aug1, **steps), frozen=frozen)
+        clf = classifier_learner(source, labelled_dls(dls, unsup, learn.sup_con.aug1, **steps), frozen=frozen)
         with clf.no_bar(), clf.no_logging(): clf.fine_tune(n, 4e-3, freeze_epochs=2) if not frozen and kw.get('pretrained') else clf.fit_one_cycle(n, 4e-3)
         return clf.final_record[-1]
-    res['from scratch, as many steps'] = tuned(encoder(), n=6+2*epochs)
+    res['from scratch, as many steps'] = tuned(coloured(), n=6+2*epochs)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 4e-3)
     res['SupCon, kNN'] = learn.final_record[-1]
     res['SupCon, linear probe'] = tuned(learn, frozen=True, n=6)

@@ -2,7 +2,7 @@
 import os
 import time
 
-from common import NoValidation, record
+from common import NoValidation, encoder, knn, record
 from fastcore.script import call_parse, store_true
 
 from self_supervised.callback import methods
@@ -14,13 +14,11 @@ size = 16
 names = 'simclr','moco','byol','barlowtwins','swav'
 trials = ('simclr', 'temp', (.1,.2,.5)), ('byol', 'm', (.9,.96,.99)), ('moco', 'm', (.9,.96,.99))
 
-def encoder(): return create_encoder("resnet10t", pretrained=False, n_in=1, channels=(32,64,128,128))
-
 def few_label_knn(train, valid, seed, draws=10):
     "kNN accuracy with a bank of 5 labels per class, mean of several draws of it"
-    (bank,y),(x,t) = train,valid
+    bank,y = train
     keep = [few_labels(y, 5, seed=100*seed+i) for i in range(draws)]
-    return float(np.mean([knn_accuracy(bank[k], y[k], x, t) for k in keep]))
+    return float(np.mean([knn((bank[k], y[k]), valid) for k in keep]))
 
 def pixels(ds): return tuple(map(torch.stack, zip(*[(x.flatten().float(), tensor(int(y))) for x,y in ds])))
 
@@ -35,8 +33,8 @@ def run(name, seed, bs, epochs, factor=1., **changed):
     learn = Learner(dls, model(encoder(), **s.model), cbs=[cb(augs(size, **views), **{**s.method, **changed}), NoValidation()],
                     loss_func=noop, **s.learner)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(**{**s.fit, 'lr_max':s.fit.lr_max*factor})
-    knn = few_label_knn(get_features(learn, 0), get_features(learn, 1), seed)
-    return dict(method=cb.__name__, seed=seed, epochs=epochs, bs=bs, factor=factor, lr=s.fit.lr_max*factor, steps=s.about.steps, knn=knn)
+    accuracy = few_label_knn(get_features(learn, 0), get_features(learn, 1), seed)
+    return dict(method=cb.__name__, seed=seed, epochs=epochs, bs=bs, factor=factor, lr=s.fit.lr_max*factor, steps=s.about.steps, knn=accuracy)
 
 def try_others(seeds, bs, epochs):
     "Write the accuracy with other temperatures and momenta"

@@ -4,7 +4,7 @@ import time
 
 import kornia.augmentation as K
 import torchvision.transforms.v2 as T
-from common import record
+from common import knn, record
 from fastcore.script import call_parse
 from lightly.transforms import SimCLRTransform
 from memory import peak_mb
@@ -92,8 +92,7 @@ def quality(seeds, epochs):
             learn = Learner(image_dls(x, d.target.tolist(), bs=64, seed=seed), create_simclr_model(create_encoder('resnet10t', pretrained=False)), loss_func=noop,
                             cbs=SimCLR(pipes(engine), temp=.5))
             with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, 4e-3)
-            (bank,y),(q,t) = get_features(learn, 0),get_features(learn, 1)
-            res.append(knn_accuracy(bank, y, q, t))
+            res.append(knn(get_features(learn, 0), get_features(learn, 1)))
         record('views_knn', [dict(engine=engine, epochs=epochs, seeds=seeds, knn=np.mean(res), std=np.std(res))], ['engine','epochs'])
         print(f"kNN of SimCLR, {epochs} epochs, {engine}: {np.mean(res):.4f} ± {np.std(res):.4f} over {seeds} seeds, {[round(o,4) for o in res]}", flush=True)
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import t as student
+
+from self_supervised.evaluation.protocol import interval
 
 from self_supervised.callback import QueueMixin, TeacherCallback, methods as registry
 from self_supervised.evaluation.alarms import Alarms, checks
@@ -24,11 +25,7 @@ def machines(*names:str) -> str:
     df = pd.concat([read(n) for n in names])
     return '; '.join(f"{r.cores} cores of an {r.cpu}, torch {r.torch}" for r in df[['cores','cpu','torch']].drop_duplicates().itertuples())
 
-def half(x:pd.Series) -> float:
-    "Half of the 95 % interval of the mean, by Student's t"
-    return student.ppf(.975, len(x)-1)*x.std()/len(x)**.5
-
-def spread(x:pd.Series, digits:int=3) -> str: return f"{x.mean():.{digits}f} ± {half(x):.{digits}f}"
+def spread(x:pd.Series, digits:int=3) -> str: return f"{x.mean():.{digits}f} ± {interval(x):.{digits}f}"
 
 # what the classes of the methods and the functions of the alarms say
 
@@ -60,7 +57,7 @@ def over(method:str, other:str) -> tuple:
     "The mean difference, seed by seed, as pages write it, and whether it is positive"
     df = accuracy()
     d = df[method]-df[other]
-    return f"{abs(d.mean()):.3f} ± {half(d):.3f}".replace('0.', '.'),d.mean() > 0
+    return f"{abs(d.mean()):.3f} ± {interval(d):.3f}".replace('0.', '.'),d.mean() > 0
 
 def digits():
     df = accuracy()

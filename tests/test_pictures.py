@@ -11,6 +11,7 @@ from self_supervised.evaluation.health import view_embeddings
 from self_supervised.layers import evaluating
 from self_supervised.training.segmentation import _body
 from self_supervised.evaluation.pictures import *
+from self_supervised.evaluation.pictures import pair_similarities
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, decode_views, get_simclr_aug_pipelines
 

@@ -60,7 +60,7 @@ def fashion_pairs():
     return {k:df.pivot(index='seed', columns=['method','lib'], values=k) for k in ('knn_few','probe_few','knn_all','probe_all')}
 
 def of_fashion():
-    def apart(k, a, b, digits=3, lib='ours'): x = of[k][a,'ours']-of[k][b,lib]; return f'{plain(x.mean(), digits)} ± {plain(half(x), digits)}'
+    def apart(k, a, b, digits=3, lib='ours'): x = of[k][a,'ours']-of[k][b,lib]; return f'{plain(x.mean(), digits)} ± {plain(interval(x), digits)}'
     of = fashion_pairs()
     return {apart('probe_all', 'simclr', 'simclr', 4, 'lightly').lstrip('-'), *(apart(k, 'nnclr', 'nnclr, paper') for k in ('knn_few','knn_all')),
             apart('knn_few', 'labels alone', 'simclr'), *(apart('knn_few', o, 'labels alone') for o in ('supcon','supcon, fine-tuned'))}
@@ -117,11 +117,11 @@ def test_what_the_page_says_of_fashion():
     of = fashion_pairs()
     few,both = of['knn_few'],sorted(m for m,lib in of['knn_few'] if lib == 'lightly')
     d = {(m,k):of[k][m,'ours']-of[k][m,'lightly'] for m in both for k in of}
-    assert len(both) == 9 and {o for o,x in d.items() if x.mean() < -half(x)} == {('simclr','probe_all')}
+    assert len(both) == 9 and {o for o,x in d.items() if x.mean() < -interval(x)} == {('simclr','probe_all')}
     better = {m for m,lib in few if lib == 'ours' and few[m,lib].mean() > few['raw pixels','ours'].mean()}
     assert better == {'supcon','supcon, fine-tuned','supconmoco','simclr','lejepa','labels alone'}
     assert all(x.mean() < of['knn_all']['raw pixels','ours'].mean() for c,x in of['knn_all'].items() if c[0] != 'raw pixels' and x.notna().all())
-    above = {c for c in few if (x := few['supcon','ours']-few[c]).mean() > half(x)}
+    above = {c for c in few if (x := few['supcon','ours']-few[c]).mean() > interval(x)}
     assert set(few) - above == {(m,'ours') for m in ('supcon','supcon, fine-tuned','labels alone')}
 
 def test_losses_that_are_compared_are_the_same():

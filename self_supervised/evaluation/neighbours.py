@@ -13,29 +13,6 @@ from ..images import read_image
 from .features import label_of, n_inputs
 
 # %% ../../nbs/71_evaluation.neighbours.ipynb #127bb867
-def nearest(
-    features:Tensor, # (n, d) of the images to search in
-    query:Tensor|list|int, # (m, d) features to search for; or numbers of images in `features`, which do not find themselves
-    k:int=10, # Neighbours of each query
-    block:int=1024 # Queries that are compared at once
-) -> tuple: # Cosine similarities (m, k), the largest first, and numbers of the images (m, k)
-    "The `k` images whose features are most alike, by exact search"
-    features = F.normalize(features.float(), dim=1)
-    own = None if isinstance(query, Tensor) and query.ndim == 2 else torch.as_tensor(query).flatten()
-    if own is not None and (own.is_floating_point() or not all(-len(features) <= i < len(features) for i in own.tolist())):
-        raise ValueError(f"query must be features (m, d) or numbers of images below {len(features)}, got {query!r}")
-    q = F.normalize(query.float(), dim=1) if own is None else features[own]
-    if q.shape[1] != features.shape[1]:
-        raise ValueError(f"query has features of width {q.shape[1]}, the images have {features.shape[1]}: use one encoder for both")
-    n = k+(own is not None)
-    most = len(features)-(own is not None)
-    if not 1 <= k <= most: raise ValueError(f"k must be between 1 and {most}, the number of images to find, got {k!r}")
-    s,i = (_by_faiss if find_spec('faiss') and not features.is_cuda else _by_blocks)(features, q, n, block)
-    if own is None: return s,i
-    this = i == (own % len(features))[:,None].to(i.device)
-    this[~this.any(1),-1] = True                                    # among many doubles it may not have found itself
-    return s[~this].view(-1, k),i[~this].view(-1, k)
-
 def _by_blocks(features, q, k, block):
     parts = [(o @ features.T).topk(k, dim=1) for o in q.split(block)]
     return tuple(map(torch.cat, zip(*parts)))
@@ -46,13 +23,41 @@ def _by_faiss(features, q, k, block):
     index.add(features.numpy())
     return tuple(map(torch.from_numpy, index.search(q.numpy(), k)))
 
+# %% ../../nbs/71_evaluation.neighbours.ipynb #5593490e
+def nearest(
+    features:Tensor, # (n, d) of the images to search in
+    query:Tensor|list|int, # (m, d) features to search for; or numbers of images in `features`, which do not find themselves
+    k:int=10, # Neighbours of each query
+    block:int=1024 # Queries that are compared at once
+) -> tuple: # Cosine similarities (m, k), the largest first, and numbers of the images (m, k)
+    "The `k` images whose features are most alike, by exact search"
+    features = F.normalize(features.float(), dim=1)
+    n = len(features)
+    own = None if isinstance(query, Tensor) and query.ndim == 2 else torch.as_tensor(query).flatten()
+    if own is not None and (own.is_floating_point() or not all(-n <= i < n for i in own.tolist())):
+        raise ValueError(f"query must be features (m, d) or numbers of images below {n}, got {query!r}")
+    q = F.normalize(query.float(), dim=1) if own is None else features[own]
+    if q.shape[1] != features.shape[1]:
+        raise ValueError(f"query has features of width {q.shape[1]}, the images have {features.shape[1]}: "
+                         "use one encoder for both")
+    itself = int(own is not None)
+    if not 1 <= k <= n-itself:
+        raise ValueError(f"k must be between 1 and {n-itself}, the number of images to find, got {k!r}")
+    search = _by_faiss if find_spec('faiss') and not features.is_cuda else _by_blocks
+    s,i = search(features, q, k+itself, block)
+    if own is None: return s,i
+    this = i == (own % n)[:,None].to(i.device)
+    this[~this.any(1),-1] = True
+    return s[~this].view(-1, k),i[~this].view(-1, k)
+
 # %% ../../nbs/71_evaluation.neighbours.ipynb #2eacfcf3
-def _image(images, i):
+def image_and_label(images, i):
     "Image `i` of a data set, of files or of a batch, and its label, if it has one"
     with no_random_change(): o = images[i]
     if isinstance(o, (str,Path)): o = read_image(o)
     return (o[0] if isinstance(o, (tuple,list)) else o),label_of(o, n_inputs(images))
 
+# %% ../../nbs/71_evaluation.neighbours.ipynb #9e107b33
 def show_nearest(
     images:object, # Data set, list of files or batch of images; in the order of `features`
     features:Tensor, # (n, d) their features, see `get_features`
@@ -66,21 +71,25 @@ def show_nearest(
     "Queries and the images that are nearest to them"
     images,labels = (o.tolist() if isinstance(o, pd.Series) else o for o in (images, labels))
     n = len(features)
-    if len(images) != n: raise ValueError(f"features are of {n} images, but there are {len(images)} images: both must have the same order")
+    if len(images) != n:
+        raise ValueError(f"features are of {n} images, but there are {len(images)} images: "
+                         "both must have the same order")
     if isinstance(query, int): query = np.random.default_rng(seed).permutation(n)[:query].tolist()
     s,idxs = nearest(features, query, k)
+    vocab = getattr(images, 'vocab', None)
+    def look(i):
+        im,y = image_and_label(images, i)
+        if labels is not None: y = labels[i]
+        if isinstance(y, Tensor): y = int(y) if vocab is None else vocab[int(y)]
+        return im,y
     kwargs = {'layout':'constrained', **kwargs}
     axs = subplots(len(query), k+1, imsize=imsize, **kwargs)[1].reshape(len(query), k+1)
-    vocab = getattr(images, 'vocab', None)
-    for ax,q,sims,others in zip(axs, query, s.tolist(), idxs.tolist()):
-        wanted = None
-        for j,i in enumerate([q,*others]):
-            im,y = _image(images, i)
-            if labels is not None: y = labels[i]
-            if isinstance(y, Tensor): y = vocab[int(y)] if vocab is not None else int(y)
-            if not j: wanted = y
-            title = f"{'image ' + str(q) if not j else format(sims[j-1], '.2f')}" + (f"\n{as_title(y)}" if y is not None else '')
-            show_image(visible(im) if isinstance(im, Tensor) else im, ctx=ax[j], cmap='gray')
+    for row,q,sims,others in zip(axs, query, s.tolist(), idxs.tolist()):
+        looks = [look(i) for i in (q,*others)]
+        wanted = looks[0][1]
+        for ax,(im,y),title in zip(row, looks, [f'image {q}', *(f'{o:.2f}' for o in sims)]):
+            if y is not None: title += f'\n{as_title(y)}'
+            show_image(visible(im) if isinstance(im, Tensor) else im, ctx=ax, cmap='gray')
             known = not {y, wanted} & {'unsup', -1, None}
-            ax[j].set_title(title, fontsize=8, color='red' if known and y != wanted else 'black')
+            ax.set_title(title, fontsize=8, color='red' if known and y != wanted else 'black')
     return axs
