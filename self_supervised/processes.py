@@ -22,31 +22,6 @@ def some_numbers(x:Tensor, n:int=16) -> Tensor:
     "At most `n` numbers of a batch, by which it is known again"
     return x.detach().flatten()[::max(1, x.numel()//n)][:n].clone()
 
-# %% ../nbs/08_processes.ipynb #abb3734f
-def _broadcast(self, t, rank):
-    "As fastai's, on the device that the backend needs"
-    t = LongTensor(t).to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
-    torch.distributed.broadcast(t, rank)
-    return t.tolist()
-
-def mend_loaders():
-    "Let fastai's `DistributedDL` work on any device"
-    from fastai.distributed import DistributedDL
-    DistributedDL._broadcast = _broadcast
-
-# %% ../nbs/08_processes.ipynb #1eb72148
-_fastais = getattr(Learner, 'distrib_ctx', None)
-
-@patch
-def distrib_ctx(self:Learner, *args, **kwargs):
-    "fastai's: train in several processes, started by `torchrun` or `accelerate launch`; see `training.distributed`"
-    try: import accelerate
-    except ImportError as e:
-        raise ImportError("distrib_ctx: several processes need accelerate: pip install accelerate, or this library with its extra "
-                          "[distributed]") from e
-    mend_loaders()
-    return (_fastais or Learner.distrib_ctx)(self, *args, **kwargs)
-
 # %% ../nbs/08_processes.ipynb #ea6b555d
 def _compare(cb):
     "Raise unless all processes have the same method, model and amount of data"
@@ -61,7 +36,6 @@ def _compare(cb):
 
 def _start_alike(cb):
     "Give all processes the same state, and random numbers of their own"
-    mend_loaders()                                                      # whatever has imported fastai's
     if cb.learn._grab_cbs(LRFinder):
         raise ValueError("lr_find: call it in one process, outside of distrib_ctx; with several fastai's waits for ever")
     _compare(cb)

@@ -552,7 +552,7 @@ def _check_plan(there, here, exact, source):
                      "exact=False); or leave learn.resume out for a new training, with a Checkpoint in another folder")
 
 # %% ../../nbs/82_training.checkpoint.ipynb #41999d76
-class Resumed(Callback):
+class Resumed(FitCallback):
     "What `Learner.resume` adds, until the fit that goes on is over"
     order,run_valid,_stateattrs,state = 98,False,('state',),None
     def __init__(self, state:dict, source:str, exact:bool=True):
@@ -564,7 +564,10 @@ class Resumed(Callback):
         "Where the next fit begins, in words"
         return f"epoch {self.state['epoch']}, batch {self.state['iter']} ({self.source})"
 
+    def loop(self):
+        if self.state and not self.learn._grab_cbs(LRFinder): return self.do_fit
     def before_fit(self):
+        super().before_fit()
         if self.exact or not self.state or not trains(self.learn): return
         _share_anew(self.learn, self.state, self.source, warned=self.told)
         self.told = True
@@ -627,13 +630,6 @@ class Resumed(Callback):
     def leave(self):
         vars(self.learn).pop('all_batches', None)
         self.learn.remove_cb(self)
-
-# %% ../../nbs/82_training.checkpoint.ipynb #8c42c411
-@patch
-def _do_fit(self:Learner):
-    "fastai's, or what `resume` makes of it"
-    cb = first(self._grab_cbs(Resumed))
-    return cb.do_fit() if cb and cb.state and not self._grab_cbs(LRFinder) else self._orig__do_fit()
 
 # %% ../../nbs/82_training.checkpoint.ipynb #a76ec561
 def _newest(path, files):

@@ -11,7 +11,7 @@ from itertools import chain
 from fastai.distributed import *
 from fastai.vision.all import *
 from ..collectives import *
-from ..processes import mend_loaders
+from ..fit import mend_loaders
 
 # %% ../../nbs/80_training.distributed.ipynb #85db24ea
 mend_loaders()

@@ -13,7 +13,7 @@ from fastcore import basics
 from fastai.vision.all import *
 from ..augmentations import no_random_change, show_views
 from ..callback import SSLCallback
-from ..fit import FitCallback, current_fit, replacing, trains
+from ..fit import FitCallback, current_fit, prepares, replacing, trains
 from ..evaluation.features import get_features
 from ..evaluation.pictures import plot_embedding
 
@@ -71,12 +71,15 @@ def _prepare_loggers(learn):
     for cb in loggers: _switch_off(cb, learn)
 
 # %% ../../nbs/86_training.loggers.ipynb #58cb0799
-@patch
-def before_fit(self:Recorder):
-    "fastai's, which also prepares the loggers"
-    self._orig_before_fit()
+class BeforeLoggers(Callback):
+    "Prepares the loggers, between the `Recorder` and them"
+    order = Recorder.order+1
+    def before_fit(self): _prepare_loggers(self.learn)
+
+@prepares
+def with_loggers(learn):
     mend_wandb()
-    if self.learn._grab_cbs(SSLCallback): _prepare_loggers(self.learn)
+    if learn._grab_cbs(SSLCallback): current_fit(learn).enter_context(learn.added_cbs(BeforeLoggers()))
 
 CSVLogger._stateattrs = ('file','old_logger')          # or a learner that has logged cannot be exported
 

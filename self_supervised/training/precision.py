@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from torch.amp import GradScaler, autocast
 from fastai.vision.all import *
-from ..fit import FitCallback
+from ..fit import FitCallback, current_fit, prepares
 from ..layers import deep_copy
 
 # %% ../../nbs/81_training.precision.ipynb #f336cc21
@@ -71,16 +71,15 @@ class DeviceMixedPrecision(FitCallback, MixedPrecision):
     after_cancel_batch = after_loss
 
 # %% ../../nbs/81_training.precision.ipynb #ece6a4e6
-@patch
-def to_bf16(self:Learner):
-    "bfloat16 mixed precision on any device"
-    return self.to_fp32().add_cb(DeviceMixedPrecision(AMPMode.BF16))
-
-@patch
-@delegates(GradScaler)
-def to_fp16(self:Learner, **kwargs):
-    "float16 mixed precision with a loss scale, on any device"
-    return self.to_fp32().add_cb(DeviceMixedPrecision(AMPMode.FP16, **kwargs))
+@prepares
+def on_any_device(learn):
+    "For a fit or a validation, fastai's mixed precision on the device of the model"
+    asked = learn._grab_cbs(MixedPrecision)
+    if not asked or type(asked[-1]) is not MixedPrecision: return
+    here = DeviceMixedPrecision(asked[-1].amp_mode, **asked[-1].kwargs)
+    learn.remove_cbs(asked).add_cb(here)
+    def back(): learn.remove_cb(here).add_cb(asked[-1])
+    current_fit(learn).callback(back)
 
 # %% ../../nbs/81_training.precision.ipynb #301092e8
 def bf16_gain(
