@@ -62,7 +62,7 @@ def _rows(reader, tls):
     with no_random_change():                                        # a text is drawn to see what it is
         return reader,np.array(rows),[_values(o) for o in tls[1:]]
 
-# %% ../../nbs/31_data.loaders.ipynb #324661f5
+# %% ../../nbs/31_data.loaders.ipynb #b836bcf1
 class GatherDL(TfmdDL):
     "Loader whose batches are gathered in one call from decoded images, where its data set has them"
     def decoded(self) -> tuple|None: # Reader, rows, labels
@@ -78,7 +78,7 @@ class GatherDL(TfmdDL):
     def do_item(self, s:int|None) -> object:
         "fastai's; one of several processes takes the next image in place of one that cannot be read"
         item = super().do_item(s)
-        if item is not None or s is None or num_distrib() == 1: return item
+        if item is not None or s is None or num_distrib() < 2: return item
         n = len(self.dataset)
         others = (super(GatherDL, self).do_item((s+k)%n) for k in range(1, n))
         return first(o for o in others if o is not None)
