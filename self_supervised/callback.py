@@ -456,7 +456,7 @@ def learner_reader(learn:Learner) -> ReadImage|None:
 
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "`encoder_files.save_encoder` by the first process; `stats` default to those of the views; size and reading of the images go into the file"
+    "`encoder_files.save_encoder` by the first process, with size and reading of the images; `stats` default to those of the views"
     if rank_distrib(): return Path(path)
     norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
     stats = ifnone(stats, norm_stats(norm))
