@@ -7,22 +7,21 @@ __all__ = ['layer_splitter', 'layer_lrs', 'classifier_learner']
 
 # %% ../../nbs/84_training.finetune.ipynb #91522d13
 from itertools import chain
-from timm.models import group_parameters
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, get_norm, norm_stats
 from ..callback import SSLCallback, kept, learner_norm
 from ..data import labelled_dls
 from ..encoder_files import load_encoder
 from ..layers import *
-from ..layers import deep_copy
+from ..layers import deep_copy, source_of
 
 # %% ../../nbs/84_training.finetune.ipynb #fae8b578
 def layer_splitter(m:nn.Module) -> L:
     "A parameter group for each layer of a timm encoder, from the first to the last, and one for heads; none for what a method keeps"
-    if not hasattr(m.encoder, 'group_matcher'):
+    groups = source_of(m.encoder).layers(m.encoder)
+    if not groups:
         raise ValueError(f"layerwise: {type(m.encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
     named = dict(m.encoder.named_parameters())
-    groups = L(group_parameters(m.encoder, m.encoder.group_matcher(coarse=False)).items()).sorted(0).itemgot(1)
     state = [o for n,o in m.named_children() if n in kept(m)]
     gone = {id(p) for p in chain(named.values(), *(o.parameters() for o in state))}
     return L([named[n] for n in ns] for ns in groups) + L([[p for p in m.parameters() if id(p) not in gone]])

@@ -6,58 +6,21 @@
 __all__ = ['map_info', 'feature_maps', 'SkipBlock', 'UnetModel', 'create_unet']
 
 # %% ../../nbs/85_training.segmentation.ipynb #f2cc2da2
-from itertools import takewhile
 from types import SimpleNamespace
-from timm.layers import SelectAdaptivePool2d
 from fastai.vision.all import *
-from fastai.callback.hook import model_sizes
 from fastai.vision.models.unet import UnetBlock
 from ..callback import replacing
 from ..encoder_files import load_encoder
 from ..layers import *
-from ..layers import deep_copy, tiled
+from ..layers import source_of, tiled
 
 # %% ../../nbs/85_training.segmentation.ipynb #8f1cfa83
-def _timm_maps(infos):
-    "The last map of each size; four blocks, evenly spaced, where all maps have one size (2106.08254)"
-    infos = [dict(o, layer=i, scale=1) for i,o in enumerate(infos)]
-    last = {o['reduction']:o for o in infos}
-    if len(last) > 1: return list(last.values())
-    blocks = [infos[-(-len(infos)*i//4)-1] for i in (1,2,3,4)]
-    return [dict(o, scale=s, reduction=o['reduction']/s) for o,s in zip(blocks, (4,2,1,.5))]
-
-def _has_body(encoder):
-    "Is it one of fastai or torchvision, as `create_encoder` makes them?"
-    return isinstance(encoder, nn.Sequential) and len(encoder) == 2 and isinstance(encoder[1], SelectAdaptivePool2d)
-
-def _body(encoder):
-    "What an encoder of fastai or torchvision runs one after the other, up to its pooling"
-    if _has_body(encoder): return _layers(encoder[0])
-    if type(encoder).__module__.startswith('torchvision.models'):
-        last = nn.AdaptiveAvgPool2d,SelectAdaptivePool2d,nn.Identity,nn.Dropout
-        before = takewhile(lambda o: not isinstance(o, last), encoder.children())
-        return _layers(getattr(encoder, 'features', None) or nn.ModuleList(before))
-    return []
-
-def _layers(m):
-    "What `m` runs one after the other: its children, with every `nn.Sequential` among them opened"
-    return [l for o in m.children() for l in (_layers(o) if type(o).forward is nn.Sequential.forward else [o])]
-
-def _body_maps(layers, size=128):
-    "The last map of each size, found with one image; none if `layers` give anything but maps that get coarser"
-    try: sizes = model_sizes(deep_copy(nn.Sequential(*layers)), (size,size))
-    except (RuntimeError,AssertionError): return []                          # they are not one after the other
-    if any(len(s) != 4 for s in sizes) or any(a[-1] < b[-1] for a,b in zip(sizes, sizes[1:])): return []
-    last = {s[-2:]:dict(num_chs=s[1], reduction=round(size/s[-1]), layer=i, scale=1) for i,s in enumerate(sizes)}
-    return list(last.values())
-
 def map_info(
     encoder:nn.Module # From `create_encoder` or `load_encoder`
 ) -> list: # A dictionary per map, finest first: its width `num_chs`, the `reduction` of the image's size, and which `layer` makes it
     "Which feature maps `encoder` has"
-    encoder,maps = getattr(encoder, '_orig_mod', encoder),[]
-    if hasattr(encoder, 'forward_intermediates'): maps = _timm_maps(encoder.feature_info)
-    elif layers := _body(encoder): maps = _body_maps(layers)
+    encoder = getattr(encoder, '_orig_mod', encoder)
+    maps = source_of(encoder).maps(encoder)
     if maps: return maps
     raise ValueError(f"encoder: no feature maps can be had of this {type(encoder).__name__}. Make the encoder with create_encoder, from an "
                      "architecture of timm, or a convolutional one of fastai or torchvision")
@@ -74,15 +37,7 @@ def feature_maps(
         raise ValueError(f"x: images of {x.shape[-2]}×{x.shape[-1]} pixels cannot be cut into the encoder's patches of "
                          f"{'×'.join(map(str, encoder.patch_embed.patch_size))}: resize them to a multiple, or make the encoder with "
                          "create_encoder(..., dynamic_img_pad=True)")
-    at,maps = sorted({o['layer'] for o in info}),[]
-    if hasattr(encoder, 'forward_intermediates'):
-        # blocks of a transformer are comparable only behind its last norm
-        maps = encoder.forward_intermediates(x, indices=at, intermediates_only=True, norm=info[0]['scale'] != 1)
-    else:
-        for i,l in enumerate(_body(encoder)):
-            x = l(x)
-            if i in at: maps.append(x)
-    maps = dict(zip(at, maps))
+    maps = source_of(encoder).run(encoder, x, info)
     def scaled(m, s): return m if s == 1 else F.interpolate(m, [max(1, int(o*s)) for o in m.shape[-2:]], mode='bilinear')
     return [scaled(maps[o['layer']], o['scale']) for o in info]
 
