@@ -58,13 +58,13 @@ def trains(learn:Learner) -> bool:
     return fit is not None and not fit.by_hand and not learn.lock.locked() and not learn._grab_cbs(LRFinder)
 
 # %% ../nbs/25_fit.ipynb #f1700007
-def _recover(learn, model, logger, loaders):
+def _recover(learn, model, logger, dls, loaders):
     "After an error: the learner as it was, and what fastai's callbacks leave to `after_fit`"
     for cb in learn._grab_cbs(LRFinder):
         if hasattr(cb, 'tmp_d'): cb.after_fit()                              # the weights from before
     for cb in learn.cbs: cb.run = True
     learn.model,learn.logger = model,logger
-    if loaders: learn.dls.loaders = loaders
+    if loaders: dls.loaders = loaders
 
 @contextmanager
 def fitting(learn:Learner):
@@ -74,13 +74,14 @@ def fitting(learn:Learner):
         yield outer
         return
     if outer: outer.close()
-    model,logger,loaders = learn.model,learn.logger,list(getattr(learn.dls, 'loaders', []))
+    model,logger,dls = learn.model,learn.logger,learn.dls
+    loaders = list(getattr(dls, 'loaders', []))
     with Fit(learn) as fit:
         try:
             for f in preparing: f(learn)
             yield fit
         except BaseException:
-            _recover(learn, model, logger, loaders)
+            _recover(learn, model, logger, dls, loaders)
             if fit.entered: learn._end_cleanup()                             # of a plain learner the batch that failed can be looked at
             raise
         finally:

@@ -9,7 +9,7 @@ from fastai.vision.all import Callback, DataLoaders, Learner, PILImage, TensorIm
 from kit import PAIRS, fit, image, make, make_dls, same, state
 from self_supervised.evaluation.health import view_embeddings
 from self_supervised.layers import evaluating
-from self_supervised.training.segmentation import _body
+from self_supervised.layers import source_of
 from self_supervised.evaluation.pictures import *
 from self_supervised.evaluation.pictures import pair_similarities
 from self_supervised.vision import all as ssl
@@ -298,7 +298,7 @@ def test_activations_are_norms():
         assert enc.training
     for arch in ('xresnet18','torchvision:resnet18','torchvision:mobilenet_v3_small'):
         enc = create_encoder(arch, False)
-        body = enc[0] if arch == 'xresnet18' else nn.Sequential(*_body(enc))
+        body = enc[0] if arch == 'xresnet18' else nn.Sequential(*source_of(enc).body(enc))
         want = body.eval()(x).norm(dim=1)
         torch.testing.assert_close(activation_maps(enc.train(), x), want.detach())
         assert not any(m._forward_hooks for m in enc.modules()) and all(m.training for m in enc.modules())

@@ -6,7 +6,7 @@
 __all__ = ['layer_splitter', 'layer_lrs', 'classifier_learner']
 
 # %% ../../nbs/84_training.finetune.ipynb #91522d13
-from timm.models import group_parameters
+from itertools import chain
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, get_norm, norm_stats
 from ..callback import SSLCallback, learner_norm
@@ -14,21 +14,18 @@ from ..fit import kept
 from ..data import labelled_dls
 from ..encoder_files import load_encoder
 from ..layers import *
-from ..layers import deep_copy
+from ..layers import deep_copy, source_of
 
 # %% ../../nbs/84_training.finetune.ipynb #fae8b578
 def layer_splitter(m:nn.Module) -> L:
     "A parameter group for each layer of a timm encoder, from the first to the last, and one for heads; none for what a method keeps"
-    encoder = m.encoder
-    if not hasattr(encoder, 'group_matcher'):
-        raise ValueError(f"layerwise: {type(encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
-    params = dict(encoder.named_parameters())
-    layers = group_parameters(encoder, encoder.group_matcher(coarse=False))             # numbers of layers, and names of parameters
-    groups = [[params[name] for name in layers[i]] for i in sorted(layers)]
-    no_head = [encoder, *(o for name,o in m.named_children() if name in kept(m))]
-    taken = {id(p) for o in no_head for p in o.parameters()}
-    head = [p for p in m.parameters() if id(p) not in taken]
-    return L([*groups, head])
+    groups = source_of(m.encoder).layers(m.encoder)
+    if not groups:
+        raise ValueError(f"layerwise: {type(m.encoder).__name__} does not name its layers, as timm's architectures do; leave it False")
+    named = dict(m.encoder.named_parameters())
+    state = [o for n,o in m.named_children() if n in kept(m)]
+    gone = {id(p) for p in chain(named.values(), *(o.parameters() for o in state))}
+    return L([named[n] for n in ns] for ns in groups) + L([[p for p in m.parameters() if id(p) not in gone]])
 
 def layer_lrs(
     model:nn.Module, # With `.encoder`, from timm

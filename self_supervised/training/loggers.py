@@ -73,7 +73,7 @@ def _prepare_loggers(learn):
 # %% ../../nbs/86_training.loggers.ipynb #58cb0799
 class BeforeLoggers(Callback):
     "Prepares the loggers, between the `Recorder` and them"
-    order = Recorder.order+1
+    order = Recorder.order+.5
     def before_fit(self): _prepare_loggers(self.learn)
 
 @prepares
