@@ -20,7 +20,6 @@ from .augmentations import *
 from .augmentations import WholeViews, assert_aug_pipelines, get_norm, no_random_change, norm_stats
 from .collectives import *
 from .fit import *
-from .images import ReadImage
 from .momentum import *
 from .momentum import momentum_at
 from .processes import *
@@ -435,31 +434,3 @@ class TermsMixin:
     def setting_up(self):
         metrics = self.learn.metrics + [LossTerm(self, o) for o in self.term_names]
         with super().setting_up(), replacing(self.learn, 'metrics', metrics): yield
-
-# %% ../nbs/05_callback.ipynb #723c5501
-def learner_norm(learn:Learner) -> Normalize|None:
-    "The `Normalize` that the method's views go through"
-    cb = first(learn._grab_cbs(SSLCallback))
-    return cb and get_norm(cb.aug_pipelines[0])
-
-def learner_size(learn:Learner) -> tuple|None:
-    "Height and width of the method's first view, or of the images that `labelled_dls` makes for validation"
-    cb = first(learn._grab_cbs(SSLCallback))
-    after = getattr(getattr(learn.dls, 'valid', None), 'after_batch', None)
-    fs = cb.aug_pipelines[0].fs[:1] if cb else [o for o in getattr(after, 'fs', []) if isinstance(o, WholeViews)]
-    return first(getattr(o, 'size', None) for o in fs)
-
-def learner_reader(learn:Learner) -> ReadImage|None:
-    "What reads the files of the learner's images, if they come from `folder_dls`"
-    tls = getattr(learn.dls.valid_ds, 'tls', [])
-    return first(o for o in (tls[0].tfms.fs if len(tls) else []) if isinstance(o, ReadImage))
-
-@patch
-def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
-    "`encoder_files.save_encoder` by the first process, with size and reading of the images; `stats` default to those of the views"
-    if rank_distrib(): return Path(path)
-    norm = learner_norm(self) or get_norm(getattr(self.dls.train, 'after_batch', None))
-    stats = ifnone(stats, norm_stats(norm))
-    reader = learner_reader(self)
-    return encoder_files.save_encoder(get_model(self.model).encoder, path, stats, learner_size(self),
-                                      reader and dict(method=reader.method, white=reader.white))

@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning)                      # of libraries, about each other
     from self_supervised.augmentations import no_random_change
     from self_supervised.callback import methods
+    from self_supervised.data.loaders import labels_of
     from self_supervised.fit import *
     from self_supervised.collectives import all_objects
     from self_supervised.layers import encoder_nf
@@ -394,7 +395,7 @@ def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
     if not 0 < share < 1: raise ValueError(f"share: it must be between 0 and 1, got {share}")
     unsup = getattr(getattr(dls, 'vocab', None), 'o2i', {}).get('unsup')
     if unsup is None: raise ValueError("share: there are no unlabelled images to mix with, or no labels: leave it out")
-    labelled = (item_labels(dls.train_ds) != unsup).tolist()
+    labelled = (labels_of(dls.train_ds) != unsup).tolist()
     if all(labelled) or not any(labelled):
         raise ValueError(f"share: {sum(labelled)} of {len(labelled)} training images have a label, so there is nothing to mix")
     return DataLoaders(dls.train.new(cls=SharedDL, labelled=labelled, share=share), dls.valid, path=dls.path, device=dls.device)
@@ -491,7 +492,8 @@ def _train(learn, a, s):
             if bf16: learn.to_bf16()
             if not rank_distrib():
                 note_asked(a.out/'training.json', a.asked, bf16)
-                if a.precision == 'auto': print(f"  precision: {'bf16, which is' if bf16 else 'fp32, as bf16 is not'} faster here (measured)")
+                chosen = 'bf16, which is' if bf16 else 'fp32, as bf16 is not'
+                if a.precision == 'auto': print(f"  precision: {chosen} faster here (measured)")
             learn.resume(a.out/'checkpoints', missing_ok=True)
             if hasattr(learn, 'resumed') and not rank_distrib(): print(f"Going on from {learn.resumed.where}")
             getattr(learn, s.schedule)(**s.fit)

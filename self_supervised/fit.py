@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 from fastai.learner import replacing_yield
 from fastai.vision.all import *
 from .augmentations import no_random_change
-from .images import FileTransform
 from .momentum import EmbeddingQueue, MomentumEncoder
 
 # %% ../nbs/25_fit.ipynb #f1700005
@@ -25,6 +24,7 @@ _fits = WeakKeyDictionary()                       # not attributes of the learne
 class Fit(ExitStack):
     "What callbacks have set up for a fit or a validation of `learn`: undone, last first, by `close`"
     pct = None # Share of training that is done, if `learn.pct_train` does not tell
+    exporting = False # Is a learner being written to a file? Then what only training needs stays out of it
     def __init__(self, learn:Learner, by_hand:bool=False):
         super().__init__()
         self.by_hand,self.entered,self.own = by_hand,L(),dict(loss_func=learn.loss_func, metrics=learn.metrics)
@@ -229,7 +229,7 @@ def export(was, self, fname='export.pkl', training_state=False, **kwargs):
     held = [(d, k, d.pop(k)) for k in names for d in (model._modules, model._buffers) if k in d]
     own = getattr(_fits.get(self), 'own', dict(loss_func=self.loss_func, metrics=self.metrics))
     try:
-        with replacing(FileTransform, 'exporting', True), \
+        with replacing(Fit, 'exporting', True), \
              replacing(self, 'loss_func', own['loss_func']), replacing(self, 'metrics', own['metrics']), \
              replacing(model, '_kept', {k:v for k,v in kept(model).items() if k not in names}): was(self, fname, **kwargs)
     finally:

@@ -84,9 +84,11 @@ def test_the_same_method_again_goes_on():
 def test_a_second_method_is_refused(second):
     learn = make('sim_clr'); n = len(learn.cbs)
     cb,_,augs,args = METHODS[second]
-    learn.add_cb(cb(augs(16), **args))
+    new = cb(augs(16), **args)
+    learn.add_cb(new)
     with pytest.raises(ValueError, match=r'remove_cb\(SimCLR\)'): fit(learn)
-    fit(learn.remove_cb(learn.cbs[n]))
+    fit(learn.remove_cb(new))
+    assert len(learn.cbs) == n
 
 def test_lr_find_interrupted_then_checkpoints(tmp_path):
     "Point 5"

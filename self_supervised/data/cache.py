@@ -13,6 +13,7 @@ from filelock import FileLock
 from xxhash import xxh3_64_hexdigest
 from fastai.data.load import SkipItemException
 from fastai.vision.all import *
+from ..fit import Fit
 from ..augmentations import check_size
 from .images import late_bar, read_image, reason_of, resized, to_8bit
 
@@ -154,9 +155,9 @@ class ImageCache(_MappedImages):
 # %% ../../nbs/09_data.cache.ipynb #598a6968
 class FileTransform(DisplayedTransform):
     "A transform that knows the files of its data set, in the attributes `private`; `Learner.export` leaves these out"
-    exporting,private = False,()
+    private = ()
     def __getstate__(self):
-        empty = {k:type(getattr(self, k))() for k in self.private} if FileTransform.exporting else {}
+        empty = {k:type(getattr(self, k))() for k in self.private} if Fit.exporting else {}
         return {**vars(self), **empty}
     def __deepcopy__(self, memo): return self
 

@@ -13,7 +13,7 @@ from ..augmentations import no_random_change
 from ..callback import *
 from ..fit import *
 from ..collectives import *
-from ..data import label_vocab
+from ..data.loaders import label_vocab, labels_of
 from ..processes import dataset_len, some_numbers
 from ..images import file_key
 from .features import *
@@ -160,7 +160,7 @@ def queue_long(s:AttrDict):
 @alarm('start', {
     'one class': ('all labels are the same', '`labels=` looks at the wrong folder or column')})
 def one_class(s:AttrDict):
-    ys = item_labels(s.learn.dls.train_ds)
+    ys = labels_of(s.learn.dls.train_ds)
     ys = ys[is_labelled(ys, learner_unsup(s.learn))] if ys is not None else []
     if len(ys) and len(np.unique(ys)) == 1:
         return Alarm('one class', f'the number of classes among {len(ys)} labelled training images', 1, 1,

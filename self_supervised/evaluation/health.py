@@ -16,7 +16,7 @@ from ..layers import embed_views, evaluating
 from ..processes import dataset_len
 from ..callback import *
 from ..fit import *
-from ..data import label_vocab
+from ..data.loaders import batch_labels, label_vocab
 from .features import *
 
 # %% ../../nbs/72_evaluation.health.ipynb #cfc6e32b
@@ -236,7 +236,7 @@ def training_batch(learn:Learner, n:int, with_texts:bool=False) -> tuple: # Imag
     dl = getattr(learn.dls.train, 'dl', learn.dls.train)                      # a `DistributedDL` holds the loader
     b = dl.new(bs=n, drop_last=False, num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
     b = learn._set_device(b)
-    y = label_of(b, n_inputs(learn))
+    y = batch_labels(b, n_inputs(learn))
     res = b[0][:n],y[:n].as_subclass(Tensor).cpu() if isinstance(y, Tensor) else None
     return (*res,b[1][:n]) if with_texts else res
 

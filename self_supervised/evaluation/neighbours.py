@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from fastai.vision.all import *
 from ..augmentations import as_title, no_random_change, visible
 from ..images import read_image
-from .features import label_of, n_inputs
+from ..data.loaders import batch_labels
+from .features import n_inputs
 
 # %% ../../nbs/71_evaluation.neighbours.ipynb #127bb867
 def _by_blocks(features, q, k, block):
@@ -55,7 +56,7 @@ def image_and_label(images, i):
     "Image `i` of a data set, of files or of a batch, and its label, if it has one"
     with no_random_change(): o = images[i]
     if isinstance(o, (str,Path)): o = read_image(o)
-    return (o[0] if isinstance(o, (tuple,list)) else o),label_of(o, n_inputs(images))
+    return (o[0] if isinstance(o, (tuple,list)) else o),batch_labels(o, n_inputs(images))
 
 # %% ../../nbs/71_evaluation.neighbours.ipynb #9e107b33
 def show_nearest(

@@ -16,9 +16,9 @@ from fastai.vision.all import *
 import self_supervised
 from ..augmentations import no_random_change, norm_stats
 from ..callback import SSLCallback
-from ..data import few_labels, is_class, label_vocab
+from ..data.loaders import few_labels, is_class, label_vocab, labels_of
 from ..images import late_bar
-from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled, item_labels,
+from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled,
                                                  knn_accuracy, n_inputs, unsup_of, whole_loader)
 from ..encoder_files import load_encoder
 from ..layers import create_encoder, deep_copy
@@ -126,7 +126,7 @@ def _labels(dl, ds, what):
         raise ValueError(f"{what}: the images have no labels; folder_dls(labels=...) says where they are")
     if not is_class(y):
         raise ValueError(f"{what}: labels must be one class for each image, got {type(y).__name__}")
-    ys = item_labels(ds)
+    ys = labels_of(ds)
     if ys is not None: return tensor(ys)
     return get_features(RawPixels(1), _Chosen(dl, ds, range_of(ds)), **_as_is)[1]
 

@@ -15,7 +15,8 @@ from scipy.stats import binomtest
 from fastai.vision.all import *
 import self_supervised
 from ..callback import *
-from ..callback import learner_size
+from ..data.loaders import labels_of
+from ..data.seen import learner_size
 from ..data import label_vocab
 from ..processes import dataset_len
 from .features import *
@@ -98,7 +99,7 @@ def _opt_name(learn): return getattr(getattr(learn.opt_func, 'func', learn.opt_f
 def _setup(learn, cb) -> pd.DataFrame:
     "What was trained on what"
     model,rec,spec = get_model(learn.model),learn.recorder,getattr(get_model(learn.model).encoder, 'spec', {})
-    ys,unsup,vocab = item_labels(learn.dls.train.dataset),learner_unsup(learn),label_vocab(learn.dls)
+    ys,unsup,vocab = labels_of(learn.dls.train.dataset),learner_unsup(learn),label_vocab(learn.dls)
     n = 0 if ys is None else int(is_labelled(ys, unsup).sum())
     count = lambda m: f'{sum(p.numel() for p in m.parameters()):,} weights'
     name,doc = type(cb).__name__,type(cb).__doc__ or ''

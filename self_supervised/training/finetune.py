@@ -8,8 +8,9 @@ __all__ = ['layer_splitter', 'layer_lrs', 'classifier_learner']
 # %% ../../nbs/84_training.finetune.ipynb #91522d13
 from itertools import chain
 from fastai.vision.all import *
-from ..augmentations import NormalizeViews, get_norm, norm_stats
-from ..callback import SSLCallback, learner_norm
+from ..augmentations import NormalizeViews, get_norm
+from ..callback import SSLCallback
+from ..data.seen import seen_by
 from ..fit import kept
 from ..data import labelled_dls
 from ..encoder_files import load_encoder
@@ -39,11 +40,9 @@ def layer_lrs(
 # %% ../../nbs/84_training.finetune.ipynb #64cbe499
 def _encoder_of(pretrained):
     "The encoder of a learner or a file, and the statistics by which its images were normalised"
-    if isinstance(pretrained, Learner):
-        norm = learner_norm(pretrained) or get_norm(pretrained.dls.valid.after_batch)
-        return get_model(pretrained.model).encoder,norm_stats(norm)
+    if isinstance(pretrained, Learner): return get_model(pretrained.model).encoder,seen_by(pretrained).stats
     encoder = pretrained if isinstance(pretrained, nn.Module) else load_encoder(pretrained)
-    return encoder,getattr(encoder, 'info', {}).get('stats')
+    return encoder,seen_by(encoder).stats
 
 def _labelled_of(learn, bs, repeat):
     "Loaders of the learner's labelled images, with the method's first view"

@@ -9,10 +9,10 @@ __all__ = ['load_teacher', 'create_distill_model', 'get_distill_aug_pipelines', 
 from xxhash import xxh3_64_intdigest
 from fastai.vision.all import *
 from ..augmentations import *
-from ..augmentations import check_size, get_norm, norm_stats, pipelines_at
+from ..augmentations import check_size, get_norm, pipelines_at
 from ..callback import *
-from ..callback import learner_norm, learner_size
-from ..images import FileTransform
+from ..data.seen import seen_by
+from ..fit import *
 from ..encoder_files import load_encoder
 from ..layers import *
 from ..layers import encoder_n_in, encoder_nf, evaluating
@@ -25,17 +25,17 @@ def load_teacher(
     stats:tuple|None=None # (mean, std) per channel of their normalisation; None is what it says of itself
 ) -> tuple: # The module, size and stats, each of these None if nothing is known
     "The encoder to learn from, and for which images it is"
-    if isinstance(teacher, Learner):
-        size,stats = ifnone(size, learner_size(teacher)),ifnone(stats, norm_stats(learner_norm(teacher)))
-        teacher = get_model(teacher.model).encoder
+    seen = seen_by(teacher) if isinstance(teacher, Learner) else None
+    if seen: teacher = get_model(teacher.model).encoder
     elif isinstance(teacher, (str,Path)):
         teacher = load_encoder(teacher) if Path(teacher).is_file() else new_encoder(str(teacher), True, size=size)
     if not isinstance(teacher, nn.Module):
         raise TypeError(f"teacher must be a name of timm, an encoder file, a learner or a module, got {type(teacher).__name__}")
-    info = getattr(teacher, 'info', {})
-    size,stats = ifnone(size, info.get('size')),ifnone(stats, info.get('stats'))
+    own = seen_by(teacher)
+    for o in filter(None, (seen, own)): size,stats = ifnone(size, o.size),ifnone(stats, o.stats)
     return teacher,size and check_size(size),stats
 
+# %% ../../nbs/22_vision.distill.ipynb #6266bd4c
 @delegates(create_projection_model)
 def create_distill_model(encoder:nn.Module, projection_size:int, hidden_size:int=2048, **kwargs) -> ProjectionModel:
     "Student, and a projector to the width of the teacher's features, `projection_size`, which is `teacher.nf`"
@@ -100,7 +100,7 @@ class Distill(QueueMixin, SSLCallback):
 
     def __getstate__(self):
         "An exported learner has no teacher"
-        return {**vars(self), **(dict(teacher=None, of_image={}) if FileTransform.exporting else {})}
+        return {**vars(self), **(dict(teacher=None, of_image={}) if Fit.exporting else {})}
 
     def state_dict(self) -> dict:
         "Features of whole images, for a checkpoint: in other batches they would be others in the last bit"
