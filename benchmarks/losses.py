@@ -8,6 +8,12 @@ from lightly import loss as lightly
 from memory import peak_mb
 from pytorch_metric_learning import losses as metric_learning
 
+from self_supervised.vision.barlow_twins import barlow_twins
+from self_supervised.vision.byol import byol
+from self_supervised.vision.dino import dino
+from self_supervised.vision.simclr import dcl
+from self_supervised.vision.swav import swav
+from self_supervised.vision.vicreg import vicreg_loss
 from self_supervised.vision.all import *
 
 def labels(n): return torch.arange(n//2).repeat(2) % 10

@@ -5,6 +5,7 @@ import time
 import pandas as pd
 from fastcore.script import call_parse
 
+from self_supervised.callback import group_views, in_view_order
 from self_supervised.vision.all import *
 
 @call_parse

@@ -12,6 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from self_supervised import collectives
 from self_supervised.training.distributed import launch
+from self_supervised.callback import projection_size
+from self_supervised.vision.barlow_twins import barlow_twins
+from self_supervised.vision.moco import moco_v3
+from self_supervised.vision.nnclr import nnclr
+from self_supervised.vision.vicreg import vicreg_loss
 from self_supervised.vision.all import *
 
 pictures = Path(__file__).parent.parent/'docs'/'images'

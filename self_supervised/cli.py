@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from self_supervised.evaluation.protocol import untrained_encoder
     from self_supervised.training.precision import bf16_gain
     from self_supervised.vision.all import *
+    from self_supervised.data.images import check_writable, unreadable
 
 # %% ../nbs/60_cli.ipynb #211f4836
 class _Help(argparse.RawDescriptionHelpFormatter, anno_parser(lambda: None).formatter_class): pass
@@ -277,7 +278,7 @@ _pixels = _number("Height and width of the views in pixels; 128 for folders")
 _epochs = _number("Epochs; some 10,000 steps if none are given")
 _batch = _number("Images per batch, of each process; 64, or half of all if they are fewer than 128")
 _rate = Annotated[float, "Largest learning rate"]
-_labels = _text("Labels of a folder: `parent` for the names of its folders, or a table (CSV, Excel)")
+_label_source = _text("Labels of a folder: `parent` for the names of its folders, or a table (CSV, Excel)")
 _of_table = _text("Two columns of the table: names and labels, as in `file,defect`")
 _n_labels = _number("Labels per class that are kept, of a data set that is here")
 _held_out = _text("What is held out: a share, or the name of folders; a fifth if none is given")
@@ -553,7 +554,7 @@ def ssl_pretrain(
     arch:_text("Architecture of the encoder: a name of timm, fastai or torchvision")='resnet18',
     arch_set:_list("Arguments of the architecture, as NAME=VALUE", 'NAME=VALUE')=None,
     size:_pixels=None, epochs:_epochs=None, bs:_batch=None, lr:_rate=None, set:_settings=None,
-    labels:_labels=None, cols:_of_table=None, n_labels:_n_labels=None,
+    labels:_label_source=None, cols:_of_table=None, n_labels:_n_labels=None,
     share:float=None, # Labelled images in a batch, for methods that learn from labels; half if there are unlabelled ones
     valid:_held_out=None,
     pretrained:bool=False, # Start from the library's weights, which needs a network once

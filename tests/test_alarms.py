@@ -135,7 +135,7 @@ def test_training_goes_on_without_numbers():
 
 def test_step_size():
     "As seen from outside, also where a scaler takes the steps"
-    for cbs in ([], [MixedPrecision()]):
+    for cbs in ([], [MixedPrecision(init_scale=1.)]):
         moved = []
         class Move(Callback):
             order = -20

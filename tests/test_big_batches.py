@@ -1,7 +1,8 @@
 "A batch in chunks, for every method: the same losses, weights and state as in one piece."
 import pytest, torch
 from fastai.vision.all import Callback
-from self_supervised.vision.all import Chunks, get_model
+from self_supervised.training.big_batches import Chunks
+from self_supervised.vision.all import get_model
 from test_distributed import LR, learner
 from kit import each, make
 

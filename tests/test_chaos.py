@@ -20,10 +20,12 @@ from torch import nn
 from fastai.vision.all import Callback, GradientAccumulation, L, Learner, get_model, load_learner, noop, set_seed
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from self_supervised.callback import FitCallback, SSLCallback, kept
+from self_supervised.callback import FitCallback, SSLCallback
+from self_supervised.fit import kept
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_writer, read_checkpoint
 from self_supervised.vision import all as ssl
-from self_supervised.vision.all import KNN, Chunks, folder_dls, model_splitter
+from self_supervised.training.big_batches import Chunks
+from self_supervised.vision.all import KNN, folder_dls, model_splitter
 from test_interrupts import EVENTS, Raises, hooks
 from kit import KINDS, METHODS, TEACHER, image, make_dls, same, state, text, tokens
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from self_supervised import cli
 from self_supervised.callback import methods
 from self_supervised.cli import change_settings, parse_settings, ssl_pretrain
-from self_supervised.training.settings import Suggestion, papers
+from self_supervised.training.settings import Suggestion
 from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
 
 bin_ = Path(sys.executable).parent
@@ -252,12 +252,17 @@ def test_help(name, monkeypatch, capsys):
     assert len(options) > 3 and not [o for o in options if len(re.findall(r'\w+', o)) < 3]
 
 def test_every_method():
-    own = {o.__name__ for o,_,_ in methods.values()}
-    assert own == set(papers)
-    for k,(cb,model,augs) in methods.items():
+    for k,cb in methods.items():
+        model = cb.create_model
         assert k == cb.__name__.lower() and issubclass(cb, SSLCallback)
         width = 'hidden_size' if 'hidden_size' in inspect.signature(model).parameters else 'projection_size'
         s = change_settings(Suggestion(), k, {width:7, 'lr_max':.1, 'resize_scale':(.5,1)})
         assert (s.model[width],s.fit.lr_max,s.views.resize_scale) == (7,.1,(.5,1))
+
+def test_arguments_are_passed_on(monkeypatch):
+    "Each argument of ssl_pretrain arrives, and is part of what a training is known by unless it may change"
+    monkeypatch.setattr(cli, '_pretrain', lambda a: a)
+    a,known = ssl_pretrain('here'),inspect.signature(ssl_pretrain).parameters
+    assert set(a) == set(known) and set(cli._asked(a)) == set(known)-set(cli._free)|{'processes'}
 
 def test_values(): assert parse_settings(['a=1','b=(.1,2)','c=None','d=all','e=x=y']) == dict(a=1, b=(.1,2), c=None, d='all', e='x=y')

@@ -7,7 +7,8 @@ import pytest, torch
 from fastai.vision.all import Callback, Datasets, Learner, get_image_files, load_learner, nn
 from self_supervised.cli import ssl_pretrain, ssl_views
 from self_supervised.evaluation.health import training_batch
-from self_supervised.losses import clip_loss, info_nce, siglip_loss
+from self_supervised.losses import info_nce
+from self_supervised.vision.clip import clip_loss, siglip_loss
 from self_supervised.vision.all import (CLIP, TextTower, TextTransformer, Tokens, Words, captioned_dls, create_clip_model, create_encoder, create_simclr_model, embed_texts,
                                         embeddings, folder_dls, get_clip_aug_pipelines, get_features, load_encoder, retrieval, sample_photos, ssl_metrics, text_tokens, text_tower,
                                         zero_shot)

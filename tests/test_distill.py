@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from kit import TEACHER, fit, image, make, make_dls
 from self_supervised import layers
 from self_supervised.cli import ssl_distill, ssl_pretrain
-from self_supervised.losses import cosine, seed
+from self_supervised.vision.distill import cosine, seed
 from self_supervised.vision.all import (Distill, create_distill_model, create_encoder, encoder_info, get_distill_aug_pipelines, get_features, imagenet_stats, load_teacher,
                                         sample_photos)
 

@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, DisplayedTransform, GradientAccumulation, Learner, Pipeline, SGD, TensorImage, TfmdDL, noop, rank_distrib, set_seed
 from self_supervised.training.distributed import DistributedDL
-from self_supervised.losses import sinkhorn
-from self_supervised.vision.all import Alarms, Chunks, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
+from self_supervised.vision.swav import sinkhorn
+from self_supervised.training.big_batches import Chunks
+from self_supervised.vision.all import Alarms, EmbeddingMetric, KNN, ToImageBatch, alignment, get_model, lidar, rankme, spread, uniformity
 from kit import METHODS, image, text, tokens
 
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1; three with 3, 3, 2 and twice 3, 3, 1

@@ -10,7 +10,7 @@ from self_supervised.cli import check_asked, note_asked, read_asked, ssl_embed, 
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.layers import encoder_nf
 from self_supervised.data import image_texts
-from self_supervised.images import ReadImage
+from self_supervised.data.cache import ReadImage
 from self_supervised.evaluation.retrieval import embed_images, embed_texts, places
 from self_supervised.vision.all import (KNN, Checkpoint, SimCLR, captioned_dls, classifier_learner, create_encoder, create_simclr_model,
                                         decoded_once, embed, encoder_info, evaluate, find_duplicates, find_outliers, folder_dls, get_features,

@@ -6,8 +6,8 @@ from torch import nn
 from fastai.vision.all import Callback, GradientAccumulation, Learner, noop
 from kit import METHODS, dls_of, fit, make, make_dls
 from self_supervised.evaluation.alarms import auc
-from self_supervised.vision.all import (EmbeddingMetric, FeatureSample, GradNorm, KNN, alignment, alpha_req, batch_embeddings, false_negatives, learner_knn, lidar, rankme, spread,
-                                        ssl_metrics, teacher_distance, uniformity)
+from self_supervised.vision.all import EmbeddingMetric, FeatureSample, GradNorm, KNN, alignment, alpha_req, false_negatives, learner_knn, lidar, rankme, spread, ssl_metrics, teacher_distance, uniformity
+from self_supervised.evaluation.health import batch_embeddings
 
 # one image, constant features, more dimensions than images, images that are zero
 torch.manual_seed(0)

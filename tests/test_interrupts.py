@@ -4,9 +4,10 @@ import os
 import signal
 import pytest, torch, warm
 from fastai.vision.all import Callback, CancelFitException, SaveModelCallback, load_learner, noop
-from self_supervised.callback import kept
+from self_supervised.fit import kept
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, only_writer, read_checkpoint
-from self_supervised.vision.all import KNN, Chunks, create_encoder, get_model
+from self_supervised.training.big_batches import Chunks
+from self_supervised.vision.all import KNN, create_encoder, get_model
 from kit import METHODS, each, fit, make, make_dls, same, state
 
 class Raises(Callback):

@@ -3,7 +3,7 @@ import math
 import pytest, torch
 from fastai.vision.all import Callback, DataLoaders, TensorImage, TfmdDL, noop
 from torch import nn
-from self_supervised.losses import dino, koleo
+from self_supervised.vision.dino import dino, koleo
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import create_encoder, get_batch_augs, get_multi_aug_pipelines, get_multi_crop_pipelines
 from kit import METHODS, MULTI, fit, make, make_dls, state, same

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, Learner, PILImage, TensorImage, noop, set_seed, tensor
 from kit import PAIRS, fit, image, make, make_dls, same, state
+from self_supervised.data.seen import learner_norm
+from self_supervised.evaluation.features import classes_only
 from self_supervised.evaluation.health import view_embeddings
 from self_supervised.layers import evaluating
 from self_supervised.layers import source_of
@@ -229,7 +231,7 @@ def test_one_line_makes_the_older_map():
     "`plot_embedding` on top of `plot_map` keeps its points and its legend"
     learn = make('sim_clr')
     x,y = ssl.get_features(learn, 0)
-    ax = plot_map(x, ssl.classes_only(learn, y), 'tsne', learn.dls.vocab, n=20, seed=1)
+    ax = plot_map(x, classes_only(learn, y), 'tsne', learn.dls.vocab, n=20, seed=1)
     old = ssl.plot_embedding(learn, 0, n=20, seed=1)
     for a,b in zip(ax.collections, old.collections): np.testing.assert_array_equal(a.get_offsets(), b.get_offsets())
     assert [o.get_text() for o in ax.get_legend().get_texts()] == [o.get_text() for o in old.get_legend().get_texts()]
@@ -327,7 +329,7 @@ def test_shown_images():
     h = learn.model.encoder.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
     x = torch.rand(2, 3, 16, 16)
     axs = show_activations(learn, x, layer=0)
-    want = activation_maps(learn.model.encoder, ssl.learner_norm(learn)(TensorImage(x)).as_subclass(torch.Tensor), 0)
+    want = activation_maps(learn.model.encoder, learner_norm(learn)(TensorImage(x)).as_subclass(torch.Tensor), 0)
     h.remove()
     for i in range(2):
         np.testing.assert_allclose(axs[i,0].images[0].get_array(), x[i].permute(1,2,0), atol=1e-6)

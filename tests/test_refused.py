@@ -17,7 +17,8 @@ from self_supervised.layers import create_encoder, create_mlp_module, model_spli
 from self_supervised.momentum import MomentumEncoder
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.vision import all as ssl
-from self_supervised.vision.all import KNN, Chunks, get_features
+from self_supervised.training.big_batches import Chunks
+from self_supervised.vision.all import KNN, get_features
 from kit import METHODS, MULTI, TEACHERS, dls_of, each, exported, fit, image, make, make_dls, same, state
 
 def loaders(items, bs=8, **kw): return DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0, **kw) for _ in range(2)])

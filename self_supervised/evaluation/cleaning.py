@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from fastai.vision.all import *
 from ..augmentations import visible
-from ..images import read_image, resized, to_8bit
+from ..data.images import read_image, resized, to_8bit
 from ..views import view_map, warp
 from .features import encoder_of, get_features, spread
 from .neighbours import image_and_label, nearest

@@ -9,7 +9,7 @@ __all__ = ['nearest', 'show_nearest']
 from importlib.util import find_spec
 from fastai.vision.all import *
 from ..augmentations import as_title, no_random_change, visible
-from ..images import read_image
+from ..data.images import read_image
 from ..data.loaders import batch_labels
 from .features import n_inputs
 

@@ -19,7 +19,7 @@ from ..data import label_vocab
 from .features import classes_only, encoder_of, get_features, how_trained, image_channels, learner_unsup
 from .health import learner_method, view_embeddings
 from .neighbours import image_and_label
-from ..images import read_image
+from ..data.images import read_image
 from ..layers import evaluating, tiled
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #f8818ccc

@@ -17,7 +17,7 @@ import self_supervised
 from ..augmentations import no_random_change, norm_stats
 from ..callback import SSLCallback
 from ..data.loaders import few_labels, is_class, label_vocab, labels_of
-from ..images import late_bar
+from ..data.images import late_bar
 from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled,
                                                  knn_accuracy, n_inputs, unsup_of, whole_loader)
 from ..encoder_files import load_encoder

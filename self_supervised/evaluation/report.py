@@ -22,11 +22,12 @@ from ..processes import dataset_len
 from .features import *
 from .neighbours import *
 from .health import *
-from .health import learner_method
+from .health import figures, learner_method
 from .alarms import *
 from .protocol import *
 from .pictures import *
 from .retrieval import embeddings, retrieval
+from .features import classes_only, is_labelled, learner_unsup
 
 # %% ../../nbs/76_evaluation.report.ipynb #7f09ae0b
 _style = '''

@@ -22,6 +22,8 @@ from ..fit import *
 from ..collectives import *
 from ..data import label_vocab
 from ..processes import dataset_len, some_numbers
+from ..fit import replacing, trains
+from ..collectives import all_objects, all_reduce, world
 
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
 def _plain_tensor(x, into):

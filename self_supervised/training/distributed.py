@@ -12,6 +12,7 @@ from fastai.distributed import *
 from fastai.vision.all import *
 from ..collectives import *
 from ..fit import mend_loaders
+from ..collectives import all_objects, world
 
 # %% ../../nbs/80_training.distributed.ipynb #85db24ea
 mend_loaders()

@@ -8,28 +8,13 @@ __all__ = []
 # %% ../../nbs/19_vision.all.ipynb #559cf902
 from fastai.vision.all import *
 from ..augmentations import *
-from ..encoder_files import *
 from ..layers import *
+from ..encoder_files import *
 from ..losses import *
 from ..momentum import *
-from ..callback import *
-from ..images import *
+from ..callback import SSLCallback
 from ..data import *
-from ..evaluation.features import *
-from ..evaluation.neighbours import *
-from ..evaluation.health import *
-from ..evaluation.alarms import Alarm, Alarms
-from ..evaluation.protocol import *
-from ..evaluation.pictures import *
-from ..evaluation.report import *
-from ..evaluation.cleaning import find_duplicates, find_outliers, get_mirrored_features, show_found, suspicious_labels
-from ..training.precision import *
-from ..training.checkpoint import *
-from ..training.big_batches import *
-from ..training.finetune import *
-from ..training.segmentation import *
-from ..training.loggers import *
-from ..training.settings import Suggestion, suggest
+from ..data.seen import *
 from .simclr import *
 from .supcon import *
 from .moco import *
@@ -43,6 +28,20 @@ from .dino import *
 from .lejepa import *
 from .distill import *
 from .clip import *
+from ..evaluation.features import *
+from ..evaluation.neighbours import *
+from ..evaluation.health import *
+from ..evaluation.alarms import *
+from ..evaluation.protocol import *
+from ..evaluation.pictures import *
 from ..evaluation.retrieval import *
+from ..evaluation.report import *
+from ..evaluation.cleaning import *
+from ..training.precision import *
+from ..training.checkpoint import *
+from ..training.finetune import *
+from ..training.segmentation import *
+from ..training.loggers import *
+from ..training.settings import *
 
 __all__ = [o for o in dir() if not o.startswith('_')]

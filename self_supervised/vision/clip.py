@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..callback import *
 from ..data import *
-from ..images import find_images, image_exts
+from ..data.images import find_images, image_exts
 from ..layers import *
 from ..layers import encoder_nf, evaluating
 from ..losses import by_rows, check_temp, info_nce, unit

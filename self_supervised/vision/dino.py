@@ -16,6 +16,8 @@ from ..losses import across_views, by_rows, check_temp, to_others, unit
 from ..momentum import check_momentum
 from ..callback import *
 from ..fit import *
+from ..fit import keep, replacing
+from ..collectives import all_reduce
 
 # %% ../../nbs/20_vision.dino.ipynb #17c5b4bf
 class NormLinear(nn.Module):

@@ -17,6 +17,7 @@ from ..encoder_files import load_encoder
 from ..layers import *
 from ..layers import encoder_n_in, encoder_nf, evaluating
 from ..losses import by_rows, check_temp, unit
+from ..fit import Fit
 
 # %% ../../nbs/22_vision.distill.ipynb #d1571105
 def load_teacher(
