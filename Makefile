@@ -45,7 +45,7 @@ bench-settings: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/settings.py
 	$(BIN)/python -W ignore benchmarks/settings.py --others --epochs 12
 
-# Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/05_callback.ipynb
+# Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/09_callback.ipynb
 run: .venv/.ready
 	cd nbs && PATH=$(CURDIR)/$(BIN):$$PATH PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress python -m nbconvert --log-level ERROR --to notebook --execute --inplace $(notdir $(NB))
 	$(BIN)/nbdev-clean

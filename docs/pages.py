@@ -16,7 +16,7 @@ from self_supervised.vision.all import suggest
 root = Path(__file__).parent.parent
 
 questions = [ # Of the decision table
-    ("Does each image come with a text?", "[CLIP or SigLIP](23_vision.clip.ipynb)"),
+    ("Does each image come with a text?", "[CLIP or SigLIP](32_vision.clip.ipynb)"),
     ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),
     ("Is there a good encoder for such images, but too large a one?", "Distill"),
     ("Is the encoder a vision transformer?", "DINO or MOCOV3"),
@@ -119,9 +119,9 @@ def main(to:Path):
     for m in modules: (to/'api'/f'{m}.md').write_text(api(m))
     start = linked(nbformat.read(root/'nbs'/'index.ipynb', 4).cells[0].source)
     pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
-    tocs = [toc('Start', ['Quick start <self>','choosing','words','benchmarks','faq','coming_from','60_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(10, 29)),
-            toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 89),'scaling','security']),
-            toc('Building blocks', pages(0, 9)+pages(30, 34)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
+    tocs = [toc('Start', ['Quick start <self>','choosing','words','benchmarks','faq','coming_from','89_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(20, 39)),
+            toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 88),'scaling','security']),
+            toc('Building blocks', pages(0, 19)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
     (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))
     print(f"{len(list(to.rglob('*.md')))+len(list(to.glob('*.ipynb')))} pages in {to}")
 

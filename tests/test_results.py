@@ -68,19 +68,19 @@ def of_fashion():
 measured = {
     'benchmarks.md': of_fashion,
     'scaling.md': of_scaling, '00_views.ipynb': of_views, '87_training.settings.ipynb': of_settings,
-    '10_vision.simclr.ipynb': lambda: over_pixels('SimCLR') | over_labels('SimCLR'), '11_vision.supcon.ipynb': lambda: over_labels('SupCon'),
-    '12_vision.moco.ipynb': lambda: over_pixels('MOCO'), '13_vision.byol.ipynb': lambda: over_pixels('BYOL'), '14_vision.simsiam.ipynb': lambda: over_pixels('SimSiam'),
-    '15_vision.nnclr.ipynb': lambda: over_pixels('NNCLR'), '16_vision.barlow_twins.ipynb': lambda: over_pixels('BarlowTwins'),
-    '17_vision.vicreg.ipynb': lambda: over_pixels('VICReg') | over_labels('VICReg'), '18_vision.swav.ipynb': lambda: over_pixels('SWAV'),
-    '20_vision.dino.ipynb': lambda: over_pixels('DINO'), '91_which_method.ipynb': lambda: over_labels('SupCon', 'VICReg', 'SimCLR', 'LeJEPA'),
-    '21_vision.lejepa.ipynb': lambda: over_pixels('LeJEPA') | over_labels('LeJEPA') | {over('LeJEPA', 'SimCLR')[0]},
+    '20_vision.simclr.ipynb': lambda: over_pixels('SimCLR') | over_labels('SimCLR'), '21_vision.supcon.ipynb': lambda: over_labels('SupCon'),
+    '22_vision.moco.ipynb': lambda: over_pixels('MOCO'), '23_vision.byol.ipynb': lambda: over_pixels('BYOL'), '24_vision.simsiam.ipynb': lambda: over_pixels('SimSiam'),
+    '25_vision.nnclr.ipynb': lambda: over_pixels('NNCLR'), '26_vision.barlow_twins.ipynb': lambda: over_pixels('BarlowTwins'),
+    '27_vision.vicreg.ipynb': lambda: over_pixels('VICReg') | over_labels('VICReg'), '28_vision.swav.ipynb': lambda: over_pixels('SWAV'),
+    '29_vision.dino.ipynb': lambda: over_pixels('DINO'), '91_which_method.ipynb': lambda: over_labels('SupCon', 'VICReg', 'SimCLR', 'LeJEPA'),
+    '30_vision.lejepa.ipynb': lambda: over_pixels('LeJEPA') | over_labels('LeJEPA') | {over('LeJEPA', 'SimCLR')[0]},
     '81_training.precision.ipynb': lambda: {f"{r['knn']:.3f} ± {r['std']:.3f}" for r in read('precision_knn').to_dict('records')},
     '83_training.big_batches.ipynb': lambda: {mb(row('chunks').whole_mb), mb(row('chunks').chunks_mb), f"{row('chunks').whole_s:.1f} s", f"{row('chunks').chunks_s:.1f} s"},
     '92_few_labels.ipynb': lambda: set(map(plain, read('photos').drop(columns='seed').select_dtypes('number').mean()))}
 
 chosen = { # What a page sets, defines or takes from a paper, which nothing measured
-    'README.md': {'6 GB'}, 'benchmarks.md': {'1.25 times'}, '03_losses.ipynb': {'17 points'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '31_data.loaders.ipynb': {'1.25 times'},
-    '73_evaluation.alarms.ipynb': {'100 times','3 %'}, '77_evaluation.cleaning.ipynb': {'1.25 times','10 %','99 %'}, '82_training.checkpoint.ipynb': {'50 times','60 MB'},
+    'README.md': {'6 GB'}, 'benchmarks.md': {'1.25 times'}, '05_losses.ipynb': {'17 points'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '13_data.loaders.ipynb': {'1.25 times'},
+    '73_evaluation.alarms.ipynb': {'100 times','3 %'}, '78_evaluation.cleaning.ipynb': {'1.25 times','10 %','99 %'}, '82_training.checkpoint.ipynb': {'50 times','60 MB'},
     '83_training.big_batches.ipynb': {'16 MB','64 MB','16 times'}, '87_training.settings.ipynb': {'.004','.996','33 times'}, '93_choosing_views.ipynb': {'8 %'}}
 
 @pytest.mark.parametrize('path', [root/'README.md', *pages], ids=lambda o: o.name)

@@ -52,7 +52,7 @@ def test_nothing_for_nbdev_alone(site):
 def test_methods(site):
     "Each method has its page: when, formula, settings, result"
     text = (site/'choosing.html').read_text()
-    for p in site.glob('[12]?_vision.*.html'):
+    for p in site.glob('[23]?_vision.*.html'):
         if p.stem.endswith('all'): continue
         page = p.read_text()
         assert p.name in text and all(o in page for o in ('When to use','Settings','Result','raw pixels')) and 'class="math' in page, p
@@ -103,7 +103,7 @@ def test_windows(tab, served, site):
 def test_accessible(tab, served):
     "axe finds nothing serious"
     from axe_playwright_python.sync_playwright import Axe
-    for o in ('index','choosing','faq','10_vision.simclr','95_is_it_learning','api/self_supervised.data.loaders'):
+    for o in ('index','choosing','faq','20_vision.simclr','95_is_it_learning','api/self_supervised.data.loaders'):
         tab.goto(f'{served}/{o}.html')
         found = [v for v in Axe().run(tab).response['violations'] if v['impact'] in ('serious','critical')]
         assert not found, (o, [(v['id'], [n['html'][:200] for n in v['nodes'][:3]]) for v in found])
