@@ -361,6 +361,16 @@ class _Remembered(_Watch):
         "Does a resumed training bring what was seen before?"
         return self.name in (getattr(getattr(self.learn, 'resumed', None), 'state', None) or {}).get('callbacks', {})
 
+    @property
+    def table(self) -> pd.DataFrame:
+        "The alarms of the last fit"
+        return pd.DataFrame([vars(o) for o in self.raised], columns=[f.name for f in fields(Alarm)])
+
+    @property
+    def history(self) -> pd.DataFrame:
+        "The figures after every epoch of the last fit; epoch -1 is before its first step"
+        return pd.DataFrame([{k:v for k,v in o.items() if isinstance(v, (int,float))} for o in self.looks])
+
 # %% ../../nbs/73_evaluation.alarms.ipynb #140d24b0
 class _Said(_Remembered):
     "What was said, each thing once"
@@ -371,16 +381,6 @@ class _Said(_Remembered):
             'NaN': ('the loss is not a number; the alarm says in which layer or parameter this began',
                     'a learning rate that is too high, fp16 without a scaler')}
     names = property(lambda self: [o.name for o in self.raised])
-
-    @property
-    def table(self) -> pd.DataFrame:
-        "The alarms of the last fit"
-        return pd.DataFrame([vars(o) for o in self.raised], columns=[f.name for f in fields(Alarm)])
-
-    @property
-    def history(self) -> pd.DataFrame:
-        "The figures after every epoch of the last fit; epoch -1 is before its first step"
-        return pd.DataFrame([{k:v for k,v in o.items() if isinstance(v, (int,float))} for o in self.looks])
 
     def sound(self, when, s, epoch=None):
         "Say what the checks find that has not been said"

@@ -123,6 +123,7 @@ def _environment(learn) -> pd.DataFrame:
 
 def _call(f, args): return f"{f}({', '.join(args)})"
 
+# %% ../../nbs/77_evaluation.report.ipynb #eb8c36b1
 def _again(learn, cb) -> str:
     "Code for the same training, as far as the learner knows it"
     spec,name = getattr(get_model(learn.model).encoder, 'spec', {}),type(cb).__name__
@@ -231,6 +232,7 @@ def _looks(learn, alarms, n) -> str:
                                   'Singular values of the features, from before the first step (light) to the last epoch (dark)'))
     return ''.join(res)
 
+# %% ../../nbs/77_evaluation.report.ipynb #a52e2f63
 def _retrieval(learn) -> str:
     "Recall among the validation images, beside what guessing would give"
     images,texts = embeddings(learn)

@@ -48,6 +48,7 @@ def _length(s, a):
     few = f"; few, n_epoch={enough} makes {per*enough:,}" if steps < min(1000, per*enough) else ""
     s.add('about', f"{per} per epoch{few}", 'counted', steps=steps)
 
+# %% ../../nbs/87_training.settings.ipynb #6dab1ff0
 def _sgd(s, a):
     "Learning rate and weight decay of SGD"
     base = a.p.lr if a.p.opt == 'SGD' else a.p.sgd
@@ -60,6 +61,7 @@ def _sgd(s, a):
     s.add('fit', why, source, lr_max=base*a.bs/256)
     s.add('fit', "with SGD in all papers", 'paper 1911.05722', wd=1e-4)
 
+# %% ../../nbs/87_training.settings.ipynb #bf3b74fc
 def _adam(s, a):
     "Learning rate and weight decay of Adam"
     s.add('learner', "fastai's default", 'fastai', opt_func=Adam)

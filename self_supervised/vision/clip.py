@@ -73,6 +73,7 @@ class TextTransformer(nn.Module):
         if ids.shape[1] > len(self.place): raise ValueError(f"length: texts have {ids.shape[1]} tokens, the most is {len(self.place)}")
         return self.layers(self.embed(ids)+self.place[:ids.shape[1]], src_key_padding_mask=~_counts(ids, self.pad))
 
+# %% ../../nbs/32_vision.clip.ipynb #b5e0ddfe
 def _counts(ids, pad):
     "Which tokens are text; of a text without any the first, or what it means would be NaN"
     mask = ids != pad
@@ -93,6 +94,7 @@ class TextTower(nn.Module):
         if out.ndim == 2: return out
         return (out*mask[...,None]).sum(1)/mask.sum(1, keepdim=True).clamp(min=1)
 
+# %% ../../nbs/32_vision.clip.ipynb #43d366a7
 class CLIPModel(nn.Module):
     "`encoder` and `projector` for images, `text_encoder` and `text_projector` for tokens; gives the embeddings of both"
     def __init__(self, encoder:nn.Module, projector:nn.Module, text_encoder:nn.Module, text_projector:nn.Module,
@@ -189,6 +191,7 @@ class ImageTextMixin:
             got = f'{ids.dtype} of shape {tuple(ids.shape)}' if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"texts must be integers (B, length), got {got}: make them with Tokens")
 
+# %% ../../nbs/32_vision.clip.ipynb #18de7f0f
 class CLIP(ImageTextMixin, SSLCallback):
     "CLIP (2103.00020): an image finds its text among those of the batch, and a text its image"
     create_model,create_views = create_clip_model,get_clip_aug_pipelines
@@ -211,6 +214,7 @@ class CLIP(ImageTextMixin, SSLCallback):
     def trivial_loss(self, y, *yb): return math.log(len(y))
     def lf(self, pred, *yb): return clip_loss(*pred, self.scale, self.own_rows())
 
+# %% ../../nbs/32_vision.clip.ipynb #ab06905b
 class SigLIP(CLIP):
     "SigLIP (2303.15343): does this text belong to this image? One answer for each pair of a batch"
     create_model = create_siglip_model
@@ -224,6 +228,7 @@ class SigLIP(CLIP):
         return math.log(n) + (n-1)*math.log(n/(n-1)) if n > 1 else None
     def lf(self, pred, *yb): return siglip_loss(*pred, self.scale, get_model(self.learn.model).bias, self.own_rows())
 
+# %% ../../nbs/32_vision.clip.ipynb #119f658c
 class CLIPMOCO(ImageTextMixin, QueueMixin, TeacherCallback):
     "CLIP with MoCo's (1911.05722) queue: images find the teacher's texts, and texts the teacher's images, among a queue of both"
     create_model,create_views = create_clipmoco_model,get_clip_aug_pipelines

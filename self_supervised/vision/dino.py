@@ -31,6 +31,7 @@ class NormLinear(nn.Module):
         res = F.linear(x, F.normalize(self.weight, dim=1))
         return res if self.g is None else res*self.g
 
+# %% ../../nbs/29_vision.dino.ipynb #8f2b2339
 class DINOHead(nn.Module):
     "MLP with GELU, normalisation, and the normalised last layer"
     def __init__(self,
@@ -53,6 +54,7 @@ class DINOHead(nn.Module):
         self.last_layer = NormLinear(bottleneck_size, n_out, norm_last_layer)
     def forward(self, x): return self.last_layer(F.normalize(self.mlp(x), dim=1))
 
+# %% ../../nbs/29_vision.dino.ipynb #14e687c4
 @delegates(DINOHead, but='dim')
 def create_dino_model(
     encoder:nn.Module, # From `create_encoder`, e.g. of timm's `vit_small_patch16_224` with `drop_path_rate=.1`

@@ -58,9 +58,20 @@ class UnsupMethod:
     "Which images the unsupervised term takes: `All`, or `Only` the unlabelled ones"
     All,Only = 'all','only'
 
+# %% ../../nbs/21_vision.supcon.ipynb #7fa820d7
+def check_unsup(unsup_class_id:int|None, vocab:object):
+    "Raise for a label that no class has; warn if unlabelled images would be taken for a class"
+    if unsup_class_id is None and 'unsup' in getattr(vocab, 'o2i', {}):
+        warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract "
+             "each other: if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
+    if vocab is not None and unsup_class_id is not None and not 0 <= unsup_class_id < len(vocab):
+        raise ValueError(f"unsup_class_id={unsup_class_id} is not in the vocabulary of {len(vocab)} classes: "
+                         "use dls.vocab.o2i['unsup'], or None if all images are labelled")
+
 # %% ../../nbs/21_vision.supcon.ipynb #42683730
 class PartlyLabelled:
     "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
+    heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     term_names = dict(unsup='part of valid_loss about images without a label; 0 where all validation images have one and only those '
                             'without are counted',
                       sup='part of valid_loss about images with a label')
@@ -76,13 +87,7 @@ class PartlyLabelled:
 
     def check_setup(self):
         super().check_setup()
-        vocab = getattr(self.learn.dls, 'vocab', None)
-        if self.unsup_class_id is None and 'unsup' in getattr(vocab, 'o2i', {}):
-            warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract "
-                 "each other: if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
-        if vocab is not None and self.unsup_class_id is not None and not 0 <= self.unsup_class_id < len(vocab):
-            raise ValueError(f"unsup_class_id={self.unsup_class_id} is not in the vocabulary of {len(vocab)} classes: "
-                             "use dls.vocab.o2i['unsup'], or None if all images are labelled")
+        check_unsup(self.unsup_class_id, getattr(self.learn.dls, 'vocab', None))
 
     def check_batch(self, x, yb):
         super().check_batch(x, yb)
@@ -108,7 +113,6 @@ class SupCon(PartlyLabelled, SSLCallback):
     "SupCon (2004.11362) on partly labelled data: `unsup_lf + reg_lambda * sup_lf`"
     create_model,create_views = create_supcon_model,get_supcon_aug_pipelines
     paper = Paper('2004.11362', opt='SGD', lr=.125, wd=1e-4, bs=1024, epochs=1000, temp=.1)
-    heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(method=dict(unsup_method=UnsupMethod.Only, temp=.5))
     small_batch = 256,"few negatives; SupConMOCO has a queue of them"
     when = "Some images have a label: the best choice then, as it learns from all images"
@@ -123,7 +127,6 @@ class SupCon(PartlyLabelled, SSLCallback):
     ):
         super().__init__(aug_pipelines, print_augs)
         self.setup_labels(unsup_class_id, unsup_method, reg_lambda, temp)
-
     _remove_diag = staticmethod(remove_diag)
 
     def trivial_loss(self, y, *yb):
@@ -151,7 +154,6 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
     "SupCon with MoCo's momentum encoder and queue; labels are queued with the keys"
     create_model,create_views = create_supcon_model,get_supcon_aug_pipelines
     paper = Paper('2004.11362, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.1, K=65536, m=.999)
-    heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(method=dict(K=512, m=.99, temp=.2), train=dict(opt='SGD'))
     when = "Some images have a label and batches are small"
     def __init__(self,
@@ -167,7 +169,6 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
         super().__init__(aug_pipelines, print_augs)
         self.setup_labels(unsup_class_id, unsup_method, reg_lambda, temp)
         self.K,self.m = K,check_momentum(m)
-
     def trivial_loss(self, keys, y, *yb):
         unlabelled,known = int(self.unsup_mask(y).sum()),int((~self.unsup_mask(self.queue.real[1])).sum())
         n,labelled = len(y)+self.K,len(y)-unlabelled
