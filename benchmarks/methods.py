@@ -3,7 +3,7 @@ import os
 import time
 
 import pandas as pd
-from common import record
+from common import encoder, knn as nearest_labelled, record
 from fastcore.script import call_parse
 
 from self_supervised.callback import methods as registry
@@ -26,10 +26,6 @@ def quick(cb):
 methods = {o.__name__:quick(o) for o in registry.values() if o.n_inp == 1 and not o.takes('teacher')}
 baselines = 'raw pixels','untrained encoder','labels alone'
 
-def encoder():
-    "Half as wide as usual: enough for 16 pixels"
-    return create_encoder("resnet10t", pretrained=False, n_in=1, channels=(32,64,128,128))
-
 def data(seed, bs, share=None):
     "1,401 training digits of which 50 have a label, and 396 held out; the same for all methods of a seed"
     set_seed(seed)
@@ -44,10 +40,9 @@ def train(learn, epochs, fit='fit_one_cycle', lr=4e-3, wd=None, **_):
     with learn.no_logging(), learn.no_bar(): getattr(learn, fit)(epochs, lr, wd=wd)
 
 def knn(source, dls):
-    "Accuracy on the held-out digits with the 50 labelled ones as neighbours"
+    "Accuracy on the held-out digits with the 50 labelled ones as neighbours, by a learner, an encoder, or raw pixels"
     own = isinstance(source, Learner)
-    (bank,y),(x,t) = (get_features(source, i if own else dls[i], **({} if own else dict(stats=digits_stats))) for i in (0,1))
-    return knn_accuracy(bank[y != unsup], y[y != unsup], x, t)
+    return nearest_labelled(*[get_features(source, i if own else dls[i], **({} if own else dict(stats=digits_stats))) for i in (0,1)], unsup)
 
 def supervised(seed, bs, epochs):
     "The same encoder and a linear head, trained on the augmented labelled images for as many steps; accuracy of its own head"
@@ -105,11 +100,6 @@ def cost(names, bs, rounds=5):
         return dict(method=n, ms_per_step=np.median(ms[n]), state_mb=sum(v.nbytes for v in learn.model.state_dict().values())/2**20,
                     step_mb=sum(b for p,b in kept[n].items() if p not in own)/2**20)
     return pd.DataFrame([row(n, learn) for n,learn in learns.items()])
-
-def interval(x):
-    "Half of the 95 % interval of the mean, by Student's t"
-    from scipy.stats import t
-    return t.ppf(.975, len(x)-1)*x.std()/len(x)**.5
 
 @call_parse
 def main(

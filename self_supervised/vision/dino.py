@@ -98,8 +98,18 @@ def koleo(x:Tensor, # (n, d) features of one view of n > 1 images
         def part(i, x): return -((x[i]-x[to_others(x.detach(), i, 1.).argmax(1)]).norm(dim=1) + eps).log().sum()
         return by_rows(part, n, n, rows, x)/n
 
+# %% ../../nbs/29_vision.dino.ipynb #77ee9db1
+class CentredMixin(StagedMixin):
+    "For a teacher whose outputs are centred: `stage` takes them"
+    center = property(lambda self: get_model(self.learn.model).center, doc="Running mean of the teacher's outputs")
+    def attach(self, model):
+        super().attach(model)
+        keep(model, 'center', self.name, lambda: torch.zeros(projection_size(model), device=next(model.parameters()).device))
+    @torch.no_grad()
+    def push(self, t): self.center.lerp_(all_reduce(t.sum(0))/all_reduce(t.new_tensor(len(t))), 1-self.cmom)
+
 # %% ../../nbs/29_vision.dino.ipynb #e469814f
-class DINO(StagedMixin, TeacherCallback):
+class DINO(CentredMixin, TeacherCallback):
     "DINO (2104.14294): every view predicts the centred and sharpened output of the teacher for another, large view"
     create_model,create_views = create_dino_model,get_dino_aug_pipelines
     paper = Paper('2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03)
@@ -141,7 +151,6 @@ class DINO(StagedMixin, TeacherCallback):
         s.add('method', "as in the paper", a.paper, tps=.1, cmom=.9)
         if s.views.get('n_small') == 0: s.add('views', "as the authors advise without small views", a.paper, resize_scale=(.14,1.))
 
-    center = property(lambda self: get_model(self.learn.model).center, doc="Running mean of the teacher's outputs")
     compares = property(lambda self: self.koleo > 0, doc="KoLeo compares images with each other")
     def check_setup(self):
         super().check_setup()
@@ -149,10 +158,6 @@ class DINO(StagedMixin, TeacherCallback):
             raise ValueError("koleo: the model does not give its encoder's features: use create_dino_model, or koleo=0")
         if self.freeze_last_layer and not hasattr(get_model(self.learn.model).projector, 'last_layer'):
             raise ValueError("freeze_last_layer: the model's projector has no `.last_layer`; use DINOHead or freeze_last_layer=0")
-    def attach(self, model):
-        super().attach(model)
-        keep(model, 'center', self.name, lambda: torch.zeros(projection_size(model), device=next(model.parameters()).device))
-
     @property
     def tpt(self) -> float:
         "The teacher's temperature now"
@@ -171,8 +176,6 @@ class DINO(StagedMixin, TeacherCallback):
         if not self.koleo or len(y) < 2: return loss                             # a last validation batch of one image
         views = f.chunk(self.n_views)
         return loss + self.koleo*sum(koleo(views[i]) + math.log(2) for i in self.large_crop_ids)
-    @torch.no_grad()
-    def push(self, t): self.center.lerp_(all_reduce(t.sum(0))/all_reduce(t.new_tensor(len(t))), 1-self.cmom)
     def after_backward(self):
         if self.training and self.epoch < self.freeze_last_layer:
             for p in get_model(self.learn.model).projector.last_layer.parameters(): p.grad = None

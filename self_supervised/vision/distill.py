@@ -70,8 +70,33 @@ def cosine(s:Tensor, # (n, d) embeddings of the student
     if s.shape != t.shape or s.ndim != 2: raise ValueError(f"s and t must both be (n, d), got {tuple(s.shape)} and {tuple(t.shape)}")
     with torch.autocast(s.device.type, enabled=False): return (2-2*torch.linalg.vecdot(unit(s), unit(t.detach()))).mean()
 
+# %% ../../nbs/31_vision.distill.ipynb #e1d1779d
+class TeachesWhole:
+    "For a frozen teacher whose features of whole images are kept, in the dictionary `of_image`"
+    def __getstate__(self):
+        "An exported learner has no teacher"
+        return {**vars(self), **(dict(teacher=None, of_image={}) if Fit.exporting else {})}
+
+    def state_dict(self) -> dict:
+        "Features of whole images, for a checkpoint: in other batches they would be others in the last bit"
+        keys = torch.from_numpy(np.array(list(self.of_image), dtype=np.uint64).view(np.int64))
+        return dict(keys=keys, features=torch.stack([*self.of_image.values()])) if self.of_image else {}
+    def load_state_dict(self, state:dict):
+        if state: self.of_image = dict(zip(state['keys'].numpy().view(np.uint64).tolist(), state['features']))
+
+    def teach(self, views:list) -> Tensor:
+        "The teacher's features"
+        with evaluating(self.teacher): return taught(self.learn, partial(embed_views, self.teacher), views)
+    def teach_whole(self, size:tuple) -> Tensor:
+        "Features of the whole images of this batch, computed once for each image"
+        x = ToImageBatch()(self.learn.x)
+        keys = [xxh3_64_intdigest(o.numpy()) for o in self.learn.x.as_subclass(torch.Tensor).contiguous().cpu()]
+        new = [i for i,k in enumerate(keys) if k not in self.of_image]
+        if new: self.of_image.update(zip([keys[i] for i in new], self.teach([self.norm(whole_views(x[new], size))]).cpu()))
+        return torch.stack([self.of_image[k] for k in keys]).to(x.device)
+
 # %% ../../nbs/31_vision.distill.ipynb #d1571107
-class Distill(QueueMixin, SSLCallback):
+class Distill(TeachesWhole, QueueMixin, SSLCallback):
     "SEED (2101.04731), or regression: the student gives the features of a frozen teacher"
     create_model,create_views = create_distill_model,get_distill_aug_pipelines
     paper = Paper('2101.04731', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, K=65536)
@@ -99,17 +124,6 @@ class Distill(QueueMixin, SSLCallback):
     @classmethod
     def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, temp=.2, temp_t=.01)
 
-    def __getstate__(self):
-        "An exported learner has no teacher"
-        return {**vars(self), **(dict(teacher=None, of_image={}) if Fit.exporting else {})}
-
-    def state_dict(self) -> dict:
-        "Features of whole images, for a checkpoint: in other batches they would be others in the last bit"
-        keys = torch.from_numpy(np.array(list(self.of_image), dtype=np.uint64).view(np.int64))
-        return dict(keys=keys, features=torch.stack([*self.of_image.values()])) if self.of_image else {}
-    def load_state_dict(self, state:dict):
-        if state: self.of_image = dict(zip(state['keys'].numpy().view(np.uint64).tolist(), state['features']))
-
     def check_setup(self):
         super().check_setup()
         model = get_model(self.learn.model)
@@ -128,24 +142,12 @@ class Distill(QueueMixin, SSLCallback):
         self.teacher.to(next(self.learn.model.parameters()).device)
         with super().setting_up(): yield
 
-    def teach(self, views:list) -> Tensor:
-        "The teacher's features"
-        with evaluating(self.teacher): return taught(self.learn, partial(embed_views, self.teacher), views)
-
     def teacher_views(self, views:list) -> list:
         "The student's `views`, as the teacher sees them"
         if self.teachers is None: return views
         larger = [self.teacher_size[0]/v.shape[-2] if self.teacher_size else 1 for v in views]
         drawn = [d and {**d, 'sigma':d['sigma']*k} for d,k in zip(self.drawn, larger)]
         return make_views(self.teachers, self.learn.x, drawn)
-
-    def teach_whole(self, size:tuple) -> Tensor:
-        "Features of the whole images of this batch, computed once for each image"
-        x = ToImageBatch()(self.learn.x)
-        keys = [xxh3_64_intdigest(o.numpy()) for o in self.learn.x.as_subclass(torch.Tensor).contiguous().cpu()]
-        new = [i for i,k in enumerate(keys) if k not in self.of_image]
-        if new: self.of_image.update(zip([keys[i] for i in new], self.teach([self.norm(whole_views(x[new], size))]).cpu()))
-        return torch.stack([self.of_image[k] for k in keys]).to(x.device)
 
     def inputs(self, views, yb):
         n_in,c = encoder_n_in(self.teacher),views[0].shape[1]
