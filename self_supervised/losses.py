@@ -112,12 +112,10 @@ def info_nce(q:Tensor, # (n, d) queries
              temp:float=0.07, # temperature τ > 0
              batch_negs:bool=True, # Other keys of the batch are negatives too
              alpha:float|None=None, # EqCo's α: count the negatives as this many
-             kind:str='ce', # 'ce', or 'bce': a logistic loss on every candidate, summed over them
              rows:Tensor|None=None # As in `nt_xent`
 ) -> Tensor: # scalar
     "InfoNCE (MoCo, 1911.05722): cross-entropy of finding the own key, mean over the queries"
     if q.shape != k.shape or q.ndim != 2: raise ValueError(f"q and k must both be (n, d), got {tuple(q.shape)} and {tuple(k.shape)}")
-    if kind not in ('ce','bce'): raise ValueError(f"kind must be 'ce' or 'bce', got {kind!r}")
     if alpha is not None and not alpha > 0: raise ValueError(f"alpha must be > 0, got {alpha!r}")
     with torch.autocast(q.device.type, enabled=False):
         q,k = unit(q),unit(k)
@@ -129,8 +127,7 @@ def info_nce(q:Tensor, # (n, d) queries
             if not batch_negs: s,t = torch.cat([(qi*k[i]).sum(1, keepdim=True), s], 1),torch.zeros_like(i)
             m = s.shape[1]
             if alpha is not None and m > 1: s = s + (1-F.one_hot(t, m))*math.log(alpha/(m-1))
-            if kind == 'ce': return F.cross_entropy(s, t, reduction='sum')
-            return F.binary_cross_entropy_with_logits(s, F.one_hot(t, m).float(), reduction='sum')
+            return F.cross_entropy(s, t, reduction='sum')
         return by_rows(part, n, len(cands)+(not batch_negs), rows, q, k, cands)/n
 
 # %% ../nbs/05_losses.ipynb #e30fc00e

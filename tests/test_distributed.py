@@ -15,13 +15,13 @@ from kit import METHODS, image, text, tokens
 # three steps of every method: one process with batches of 8, 8 and 4; two with 4, 4, 3 and 4, 4, 1; three with 3, 3, 2 and twice 3, 3, 1
 
 FIGURES = spread,rankme,lidar,alignment,uniformity
-N,LR = {2:20, 3:22},{'':.02, 'moco+bce':1e-3, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
+N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
 def rate(name): return LR.get(name, LR.get(name.partition('+')[0], LR['']))
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
-VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','moco+bce','barlow_twins+narrow','vic_reg+narrow','sim_clr+chunks','dino+koleo','distill+cosine','nnclr+within']
+VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','barlow_twins+narrow','vic_reg+narrow','sim_clr+chunks','dino+koleo','distill+cosine','nnclr+within']
 OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
-             alpha=dict(alpha=100., batch_negs=False, symmetric=True), bce=dict(kind='bce'), koleo=dict(koleo=.1), cosine=dict(loss='cosine', whole=True), within=dict(within=True))
+             alpha=dict(alpha=100., batch_negs=False, symmetric=True), koleo=dict(koleo=.1), cosine=dict(loss='cosine', whole=True), within=dict(within=True))
 def order(W): return [i for s in range(0, 12, BS[W]) for share in SHARES[W] for i in share[s:s+BS[W]]]
 
 class Fixed(DisplayedTransform):

@@ -32,7 +32,6 @@ def _standardised(z, images):
 
 def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
                  lmb:float=5e-3, # Weight λ of the redundancy term
-                 hsic:bool=False, # Off-diagonal correlations go to -1 instead of 0
                  rows:Tensor|None=None, # As in `nt_xent`, of the B images
                  total:int|None=None # Images of all processes, if `z` has only those of this one: then its part of the loss of all
 ) -> Tensor: # scalar
@@ -43,8 +42,7 @@ def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, 
         n,d = images.n,z1.shape[1]
         diag,squares = cross_squares(z1, z2, images)
         diag = diag/n
-        rest = (diag-1).square().sum() - lmb*(diag+hsic).square().sum()
-        if hsic: rest = rest + lmb*(2*images.sum((z1.sum(1)*z2.sum(1)).sum())/n + d**2)
+        rest = (diag-1).square().sum() - lmb*diag.square().sum()
         return lmb*squares/n**2 + rest*images.part
 
 # %% ../../nbs/26_vision.barlow_twins.ipynb #8714066f
@@ -59,12 +57,11 @@ class BarlowTwins(CorrelationsMixin, SSLCallback):
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_barlow_twins_aug_pipelines`
         lmb:float=5e-3, # Weight λ of the off-diagonal; divide it by the width for narrow projectors, see below
-        hsic:bool=False, # Off-diagonal to -1 instead of 0 (2104.13712)
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
         if not lmb >= 0: raise ValueError(f"lmb must be at least 0, got {lmb!r}")
-        store_attr('lmb,hsic')
+        self.lmb = lmb
 
     @classmethod
     def suggest(cls, s, a):
@@ -72,8 +69,7 @@ class BarlowTwins(CorrelationsMixin, SSLCallback):
         s.add('method', why, f'{a.paper}, measured', lmb=round(5e-3*(8192/s.model.projection_size)**.4, 4))
 
     def trivial_loss(self, y, *yb):
-        d = projection_size(get_model(self.learn.model))
-        return d + self.lmb*d*(d-1)*self.hsic
+        return projection_size(get_model(self.learn.model))
     def lf(self, pred, *yb):
         if sum(self.shares) < 2: return pred.sum()*0  # a last validation batch of one image has no correlations
-        return barlow_twins(pred, self.lmb, self.hsic, **self.part())
+        return barlow_twins(pred, self.lmb, **self.part())

@@ -60,17 +60,16 @@ class MOCO(KeyQueueCallback):
         batch_negs:bool=True, # Other keys of the batch are negatives too; the paper's are the queue alone
         symmetric:bool=False, # Second views as queries as well, at twice the cost
         alpha:float|None=None, # EqCo's α: behave as with this many negatives
-        kind:str='ce', # 'ce' or 'bce', see `info_nce`
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
-        store_attr('K,batch_negs,symmetric,alpha,kind'); self.m,self.temp = check_momentum(m),check_temp(temp)
+        store_attr('K,batch_negs,symmetric,alpha'); self.m,self.temp = check_momentum(m),check_temp(temp)
 
     def trivial_loss(self, keys, *yb):
         negs = len(keys)*self.batch_negs + self.K - self.batch_negs
-        return None if self.kind == 'bce' else math.log1p(ifnone(self.alpha, negs))
+        return math.log1p(ifnone(self.alpha, negs))
     def lf(self, pred, keys, labels, *more):
-        args = (self.emb_queue, self.temp, self.batch_negs, self.alpha, self.kind, self.own_rows())
+        args = (self.emb_queue, self.temp, self.batch_negs, self.alpha, self.own_rows())
         ks = (keys,*more)
         return sum(info_nce(q, k, *args) for q,k in zip(pred.chunk(len(ks)), ks))/len(ks)
 
