@@ -1,5 +1,6 @@
 """What a process computes and sends in a step of each method, counted; NT-Xent's time and memory, and DDP's overhead, measured.
 Writes scaling_*.csv, of which `make docs` makes the tables of docs/scaling.md, and draws its picture."""
+import inspect
 import os
 import time
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from self_supervised import collectives
 from self_supervised.training.distributed import launch
-from self_supervised.callback import projection_size
+from self_supervised.callback import methods, projection_size
 from self_supervised.vision.barlow_twins import barlow_twins
 from self_supervised.vision.moco import moco_v3
 from self_supervised.vision.nnclr import nnclr
@@ -41,17 +42,21 @@ def correlations(f):
     "As `CorrelationsMixin` has it"
     return lambda n,b,d: f(z(2*n, d), rows=own(b)) if n < d else f(z(2*b, d), total=n)
 
-# the model, and the part of the loss of n images with width d that b images have
-METHODS = {'SimCLR':      (SimCLR, create_simclr_model, get_simclr_aug_pipelines, lambda n,b,d: nt_xent(z(2*n, d), rows=own(2*b))),
-           'MOCO':        (partial(MOCO, K=65_536), create_moco_model, get_moco_aug_pipelines, lambda n,b,d: info_nce(z(n, d), z(n, d), z(65536, d), rows=own(b))),
-           'MOCOV3':      (MOCOV3, create_mocov3_model, get_mocov3_aug_pipelines, lambda n,b,d: moco_v3(z(2*n, d), z(2*n, d), rows=own(b))),
-           'NNCLR':       (partial(NNCLR, K=65_536), create_nnclr_model, get_nnclr_aug_pipelines, lambda n,b,d: neighbours(n, b, d, 65536)),
-           'BarlowTwins': (BarlowTwins, create_barlow_twins_model, get_barlow_twins_aug_pipelines, correlations(barlow_twins)),
-           'VICReg':      (VICReg, create_vicreg_model, get_vicreg_aug_pipelines, correlations(lambda *a,**kw: vicreg_loss(*a, **kw)[0])),
-           'BYOL':        (BYOL, create_byol_model, get_byol_aug_pipelines, None),
-           'SimSiam':     (SimSiam, create_simsiam_model, get_simsiam_aug_pipelines, None),
-           'SWAV':        (SWAV, create_swav_model, partial(get_swav_aug_pipelines, small_size=8), None),
-           'DINO':        (DINO, create_dino_model, partial(get_dino_aug_pipelines, small_size=8), None)}
+# the part of the loss of n images with width d that b images have; None of those that do not compare images, as that is nothing
+PARTS = {'SimCLR':      lambda n,b,d: nt_xent(z(2*n, d), rows=own(2*b)),
+         'MOCO':        lambda n,b,d: info_nce(z(n, d), z(n, d), z(65536, d), rows=own(b)),
+         'MOCOV3':      lambda n,b,d: moco_v3(z(2*n, d), z(2*n, d), rows=own(b)),
+         'NNCLR':       lambda n,b,d: neighbours(n, b, d, 65536),
+         'BarlowTwins': correlations(barlow_twins),
+         'VICReg':      correlations(lambda *a,**kw: vicreg_loss(*a, **kw)[0]),
+         'BYOL':None, 'SimSiam':None, 'SWAV':None, 'DINO':None}
+
+def learner(name, dls, *cbs):
+    "The method with the widths of its paper, and with its queue if it compares images with one"
+    cb = methods[name.lower()]
+    small = dict(small_size=8) if 'small_size' in inspect.signature(cb.create_views).parameters else {}
+    queue = dict(K=65_536) if cb.takes('K') and cb.compares else {}
+    return Learner(dls, cb.create_model(Flat()), cbs=[cb(cb.create_views(16, **small), **queue), *cbs])
 
 class Counted:
     "torch.distributed for the first of `W` processes, of which the others do the same; counts the bytes that a process receives"
@@ -80,11 +85,10 @@ class Step(Callback):
 
 def received(name:str, W:int, bs:int) -> float:
     "MB that a process receives in a step of the method for the loss"
-    cb,model_f,augs,_ = METHODS[name]
     real,collectives.dist = collectives.dist,Counted(W)
     try:
         items = [(TensorImage(torch.rand(3, 16, 16)),TensorCategory(i%2)) for i in range(bs)]
-        learn = Learner(DataLoaders(TfmdDL(items, bs=bs, num_workers=0), TfmdDL(items, bs=bs, num_workers=0)), model_f(Flat()), cbs=[cb(augs(16)), Step()])
+        learn = learner(name, DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0) for _ in range(2)]), Step())
         learn.distributed_trainer = None
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
         return learn.step.mb
@@ -94,8 +98,8 @@ def count(bs:int, encoder:str, worlds:tuple):
     enc = create_encoder(encoder, pretrained=False)
     with FlopCounterMode(display=False) as f: enc(torch.rand(2,3,224,224)).sum().backward()
     work,n,rows,data = f.get_total_flops()*bs/1e12,sum(p.numel() for p in enc.parameters()),[],{}
-    for name,(_,model_f,_,loss) in METHODS.items():
-        model = model_f(Flat())
+    for name,loss in PARTS.items():
+        model = methods[name.lower()].create_model(Flat())
         d,params = projection_size(model),n+sum(p.numel() for p in model.parameters())
         data[name] = [(w, received(name, w, bs), flops(partial(loss, w*bs, bs, d))/1e12 if loss else 0., 4*params/1e6) for w in worlds]
         rows += [dict(method=name, encoder=encoder, bs=bs, encoder_tflop=work, gradients_mb=g, processes=w, received_mb=mb, loss_tflop=tf) for w,mb,tf,g in data[name]]
