@@ -124,6 +124,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'self_supervised/callback.py'),
                                           'self_supervised.callback.MakesViews.no_labels': ( 'callback.html#makesviews.no_labels',
                                                                                              'self_supervised/callback.py'),
+                                          'self_supervised.callback.MakesViews.summarised': ( 'callback.html#makesviews.summarised',
+                                                                                              'self_supervised/callback.py'),
                                           'self_supervised.callback.Method': ('callback.html#method', 'self_supervised/callback.py'),
                                           'self_supervised.callback.Method.__init_subclass__': ( 'callback.html#method.__init_subclass__',
                                                                                                  'self_supervised/callback.py'),

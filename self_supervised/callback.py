@@ -22,7 +22,7 @@ from .fit import *
 from .momentum import *
 from .momentum import momentum_at
 from .processes import *
-from .fit import drop_kept, keep, replacing, running_fit, trains
+from .fit import drop_kept, keep, replacing, current_fit, running_fit, trains
 from .processes import ProcessesMixin, dataset_len
 from .collectives import gather
 
@@ -231,7 +231,12 @@ class MakesViews(Shown):
         if len(yb) and not isinstance(yb[0], Tensor):
             raise TypeError(f"labels must be tensors, got {type(yb[0]).__name__}, e.g. {first(yb[0])!r}: make them numbers, as "
                             "Categorize does, or leave them out")
+    @property
+    def summarised(self) -> bool:
+        "Does `learn.summary` look at the model alone? It calls the events by hand, and then fetches predictions"
+        return current_fit(self.learn).by_hand and bool(self.learn._grab_cbs(GatherPredsCallback))
     def before_batch(self):
+        if self.summarised: return
         check_inputs(self, self.learn.xb)
         (x,*more),yb = self.learn.xb,self.learn.yb[:1]                       # of several labels the first counts, as for `label_of`
         self.count_images(x)
@@ -251,7 +256,7 @@ class MakesViews(Shown):
 # %% ../nbs/09_callback.ipynb #a8585b65
 class SSLCallback(ProcessesMixin, MakesViews):
     "Base of the methods: views in `before_batch`, `lf` as the loss while fitting or validating"
-    order,run_valid,parts,_only_train_loop = 8,True,('encoder','projector'),True # `learn.summary` looks at the model alone
+    order,run_valid,parts = 8,True,('encoder','projector')
     n_views,multi_crop,n_inp = 2,False,1 # How many views, whether more are welcome, and how many inputs a batch has, the image first
     def __init__(self, aug_pipelines:list, print_augs:bool=False):
         self.aug_pipelines = assert_aug_pipelines(aug_pipelines, self.n_views)
@@ -280,7 +285,7 @@ class SSLCallback(ProcessesMixin, MakesViews):
         with super().setting_up(), replacing(self.learn, 'loss_func', self.lf): yield
     def after_step(self): pass                                       # where the mixins' `super` ends
     def before_validate(self):
-        if self.learn._grab_cbs(GatherPredsCallback):
+        if self.learn._grab_cbs(GatherPredsCallback) and not self.summarised:
             raise ValueError("get_preds: a pretraining model has no prediction: use get_features or embed, for classes classifier_learner")
     @property
     def pct(self) -> float:
@@ -288,6 +293,7 @@ class SSLCallback(ProcessesMixin, MakesViews):
         return ifnone(getattr(running_fit(self.learn), 'pct', None), getattr(self.learn, 'pct_train', 0.))
 
     def after_pred(self):
+        if self.summarised: return
         self.learn.pred = apply(partial(in_view_order, order=self.view_order), self.learn.pred)
         super().after_pred()
     def lf(self, pred:Tensor, *yb) -> Tensor:

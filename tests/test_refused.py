@@ -171,8 +171,8 @@ def test_a_compiled_encoder_in_a_file(tmp_path):
 
 @each
 def test_summary(name):
-    res = str(make(name).summary())
-    assert 'Total params' in res and f'.lf of {METHODS[name][0].__name__}>' in res
+    learn = make(name)
+    assert 'Total params' in str(learn.summary()) and f'  - {METHODS[name].cb.__name__}' in str(fit(learn).summary())
 
 @pytest.mark.parametrize('cb', [MixUp, CutMix, FetchPredsCallback])
 @pytest.mark.parametrize('added', ['before','for the fit'])
