@@ -8,8 +8,9 @@ __all__ = []
 # %% ../../nbs/77_evaluation.report.ipynb #073e587c
 import base64, io, platform
 from operator import itemgetter
-from html import escape
 from importlib.metadata import version
+from jinja2 import DictLoader, Environment
+from markupsafe import Markup, escape
 import PIL.Image
 from scipy.stats import binomtest
 from fastai.vision.all import *
@@ -54,45 +55,58 @@ figcaption, caption, small { font-size: .9rem; color: var(--soft-ink) } dt { fon
 pre { background: var(--soft); padding: .6rem; overflow-x: auto } :focus-visible { outline: 3px solid var(--link) }
 '''
 
-def _linked(s:str) -> str:
-    "`s` as HTML, with a link for each number of a paper"
-    return re.sub(r'\b(\d{4}\.\d{5})\b', r'<a href="https://arxiv.org/abs/\1">\1</a>', escape(s))
+# %% ../../nbs/77_evaluation.report.ipynb #5bf91413
+_templates = dict(
+    note='<p{% if kind %} class="{{ kind }}"{% endif %}>{% if strong %}<strong>{{ strong }}</strong> {% endif %}{{ text }}</p>',
+    table='''<div class="scroll" tabindex="0" role="region" aria-label="{{ caption }}"><table class="{{ kind }}">
+<caption>{{ caption }}</caption>
+<thead><tr>{% for o in head %}<th scope="col">{{ o }}</th>{% endfor %}</tr></thead>
+<tbody>{% for name,cells in rows %}
+<tr><th scope="row">{{ name }}</th>{% for o in cells %}<td>{{ o }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>''',
+    figure='''<figure><img alt="{{ caption }}" width="{{ width }}" height="{{ height }}" src="data:image/webp;base64,{{ data }}">
+<figcaption>{{ caption }}</figcaption></figure>''',
+    terms='<dl>{% for name,what in terms %}<dt>{{ name }}</dt><dd>{{ what }}</dd>{% endfor %}</dl>',
+    page='''<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head>
+<body><header><h1>{{ title }}</h1>{{ lead }}
+<nav aria-label="Sections">{% for name in sections %}<a href="#s{{ loop.index }}">{{ name }}</a>{% endfor %}</nav></header>
+<main>{% for name,body in sections.items() %}
+<section aria-labelledby="s{{ loop.index }}"><h2 id="s{{ loop.index }}">{{ name }}</h2>{{ body }}</section>{% endfor %}
+</main></body></html>''')
+_env = Environment(autoescape=True, loader=DictLoader(_templates))
 
-def _table(df:pd.DataFrame, caption:str, text:bool=False) -> str:
-    "An HTML table that scrolls by itself"
-    head = ''.join(f'<th scope="col">{escape(str(c))}</th>' for c in df.columns)
-    cell = lambda v: _linked('' if isinstance(v, float) and math.isnan(v) else f'{v:.4g}' if isinstance(v, float) else str(v))
-    row = lambda i,o: f'<tr><th scope="row">{escape(str(i))}</th>{"".join(f"<td>{cell(v)}</td>" for v in o)}</tr>'
-    rows = ''.join(map(row, df.index, df.values))
-    kind = 'text' if text else 'numbers'
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{kind}">'
-            f'<caption>{escape(caption)}</caption><thead><tr><th scope="col">{escape(df.index.name or "")}</th>{head}</tr></thead>'
-            f'<tbody>{rows}</tbody></table></div>')
+def _html(template:str, **values) -> Markup: return Markup(_env.get_template(template).render(values))
+def _note(text:str, strong:str='', kind:str='') -> Markup: return _html('note', text=text, strong=strong, kind=kind)
 
-def _picture(draw:Callable, caption:str) -> str:
+# %% ../../nbs/77_evaluation.report.ipynb #664ecd67
+def _linked(s:str) -> Markup:
+    "`s` with a link for each number of a paper"
+    return Markup(re.sub(r'\b(\d{4}\.\d{5})\b', r'<a href="https://arxiv.org/abs/\1">\1</a>', str(escape(s))))
+
+def _cell(v) -> Markup:
+    if isinstance(v, float): return Markup('' if math.isnan(v) else f'{v:.4g}')
+    return _linked(str(v))
+
+def _table(df:pd.DataFrame, caption:str, text:bool=False) -> Markup:
+    "A table that scrolls by itself"
+    rows = [(i, map(_cell, o)) for i,o in zip(df.index, df.values)]
+    return _html('table', caption=caption, kind='text' if text else 'numbers', head=[df.index.name or '', *df.columns], rows=rows)
+
+# %% ../../nbs/77_evaluation.report.ipynb #8751998a
+def _picture(draw:Callable, caption:str) -> Markup:
     "What `draw` draws, inside the page; if it cannot be drawn, why"
     try:
         axs = draw()
         fig,buf = first(np.ravel(axs)).figure,io.BytesIO()
         fig.savefig(buf, dpi=110, facecolor='white', bbox_inches='tight')
         plt.close(fig)
-    except Exception as e: return f'<p>{escape(caption)}: cannot be drawn ({escape(f"{type(e).__name__}: {e}")}).</p>'
+    except Exception as e: return _note(f'{caption}: cannot be drawn ({type(e).__name__}: {e}).')
     im,small = PIL.Image.open(buf).convert('RGB'),io.BytesIO()
     im.save(small, 'webp', quality=85)
     data = base64.b64encode(small.getvalue()).decode()
-    return (f'<figure><img alt="{escape(caption)}" width="{im.width}" height="{im.height}" src="data:image/webp;base64,{data}">'
-            f'<figcaption>{escape(caption)}</figcaption></figure>')
-
-def _page(title:str, lead:str, sections:dict) -> str:
-    "An HTML page with a heading, a first paragraph, and sections by name"
-    ids = {n:f's{i}' for i,n in enumerate(sections)}
-    links = ''.join(f'<a href="#{ids[n]}">{escape(n)}</a>' for n in sections)
-    body = ''.join(f'<section aria-labelledby="{ids[n]}"><h2 id="{ids[n]}">{escape(n)}</h2>{o}</section>' for n,o in sections.items())
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_style}</style></head>'
-            f'<body><header><h1>{escape(title)}</h1>{lead}<nav aria-label="Sections">{links}</nav></header>'
-            f'<main>{body}</main></body></html>')
+    return _html('figure', caption=caption, width=im.width, height=im.height, data=data)
 
 # %% ../../nbs/77_evaluation.report.ipynb #eaf4d36b
 def _opt_name(learn): return getattr(getattr(learn.opt_func, 'func', learn.opt_func), '__name__', '...')
@@ -142,14 +156,14 @@ def _again(learn, cb) -> str:
 # %% ../../nbs/77_evaluation.report.ipynb #76701643
 def _percent(p): return f'{100*p:.1f} %'
 
-def _verdict(learn) -> str:
+def _verdict(learn) -> Markup:
     "What is wrong, before anything else"
     cb = first(learn._grab_cbs(Alarms))
-    if cb is None or not hasattr(cb, 'raised'): return '<p>Nobody watched this training: add <code>Alarms()</code> to its callbacks.</p>'
-    if cb.raised: return ''.join(f'<p class="bad"><strong>Alarm.</strong> {escape(str(o))}</p>' for o in cb.raised)
+    if not hasattr(cb, 'raised'): return _note(Markup('Nobody watched this training: add <code>Alarms()</code> to its callbacks.'))
+    if cb.raised: return Markup('').join(_note(str(o), 'Alarm.', 'bad') for o in cb.raised)
     if cb.n_steps < cb.min_steps:
-        return (f'<p class="unsure"><strong>Too short to be judged.</strong> Alarms judge a training from its step {cb.min_steps} on '
-                f'(<code>min_steps</code>); this one had {cb.n_steps}.</p>')
+        text = Markup('Alarms judge a training from its step {} on (<code>min_steps</code>); this one had {}.')
+        return _note(text.format(cb.min_steps, cb.n_steps), 'Too short to be judged.', 'unsure')
     seen,s = '',cb.looks[-1] if cb.looks else {}
     if s:
         when = 'Before the first step' if s.epoch < 0 else 'After the last epoch'
@@ -158,11 +172,11 @@ def _verdict(learn) -> str:
                                     'cases, where 50 % is chance')
         seen += '.'
     if s and s.trivial > 0 and s.loss == s.loss: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
-    return f'<p class="good"><strong>No alarm.</strong> Nothing broke, which does not say that the features are good. {seen}</p>'
+    return _note(f'Nothing broke, which does not say that the features are good. {seen}', 'No alarm.', 'good')
 
-def _result(o:Evaluation|None) -> str:
+def _result(o:Evaluation|None) -> Markup:
     "The accuracy that counts, in a sentence with its baselines"
-    if not o: return ''
+    if not o: return Markup('')
     (data,facts),*_ = o.protocol.items()
     df = o.df[(o.df.data == data) & (o.df.figure == 'kNN') & (o.df.labels == 'all')]
     is_own,n = df.features.isin(o.own),facts['test']
@@ -173,12 +187,11 @@ def _result(o:Evaluation|None) -> str:
     kind,more = 'unsure',f'So few images cannot tell it from {rival}.'
     if lo > best: kind,more = 'good',''
     if accuracy <= best: kind,more = 'bad','This is no better than without.'
-    return (f'<p class="{kind}"><strong>{_percent(accuracy)}</strong> of {n} validation images get their class from '
-            f'their nearest among {facts["training"]} labelled training images, by the features of <strong>{escape(name)}</strong> '
-            f'(95 % interval for so many images: {_percent(lo)} to {_percent(hi)}). Without training: '
-            + ', '.join(f'{escape(b)} {_percent(v)}' for b,v in baselines.items()) + '. It is one training, after its last epoch.'
-            + f' <strong>{more}</strong></p>')
-
+    text = Markup('of {} validation images get their class from their nearest among {} labelled training images, by the features of '
+                  '<strong>{}</strong> (95 % interval for so many images: {} to {}). Without training: {}. It is one training, after its '
+                  'last epoch. <strong>{}</strong>')
+    without = ', '.join(f'{b} {_percent(v)}' for b,v in baselines.items())
+    return _note(text.format(n, facts['training'], name, _percent(lo), _percent(hi), without, more), _percent(accuracy), kind)
 
 # %% ../../nbs/77_evaluation.report.ipynb #4e6856bc
 def _curves(rows, evaluation):
@@ -196,18 +209,19 @@ def _meanings(cb) -> dict:
     "What each column means: the figures, and the terms of the method's loss"
     return {**{k:o.meaning for k,o in figures.items()}, **cb.term_names}
 
-def _course(rows, evaluation, cb) -> str:
+def _course(rows, evaluation, cb) -> Markup:
     "Curves, what they mean, some epochs and, to be opened, all"
     few = rows.iloc[np.unique(np.linspace(0, len(rows)-1, 8).astype(int))]
     known = _meanings(cb)
-    what = ''.join(f'<dt>{escape(o)}</dt><dd>{escape(known[o])}</dd>' for o in rows.columns if o in known)
     every = _table(rows, 'Every epoch, as fastai prints it')
-    return (_picture(lambda: _curves(rows, evaluation), 'Losses, and each column of the table, over epochs') + f'<dl>{what}</dl>'
-            + (every if len(few) == len(rows) else
-               _table(few, 'Some epochs') + f'<details><summary>All {len(rows)} epochs</summary>{every}</details>'))
+    curves = _picture(lambda: _curves(rows, evaluation), 'Losses, and each column of the table, over epochs')
+    terms = _html('terms', terms=[(o, known[o]) for o in rows.columns if o in known])
+    if len(few) == len(rows): return curves + terms + every
+    every = Markup('<details><summary>All {} epochs</summary>{}</details>').format(len(rows), every)
+    return curves + terms + _table(few, 'Some epochs') + every
 
 # %% ../../nbs/77_evaluation.report.ipynb #2e1ce99d
-def _looks(learn, alarms, n) -> str:
+def _looks(learn, alarms, n) -> Markup:
     "Pictures of embeddings and features"
     ds,what = learn.dls.valid_ds,'Validation'
     if len(ds): features,y = get_features(learn)
@@ -230,10 +244,10 @@ def _looks(learn, alarms, n) -> str:
     names = ['before training' if o.epoch < 0 else f'epoch {o.epoch}' for o in looks]
     if looks: res.append(_picture(lambda: plot_spectrum([o.spectrum for o in looks], names),
                                   'Singular values of the features, from before the first step (light) to the last epoch (dark)'))
-    return ''.join(res)
+    return Markup('').join(res)
 
 # %% ../../nbs/77_evaluation.report.ipynb #a52e2f63
-def _retrieval(learn) -> str:
+def _retrieval(learn) -> Markup:
     "Recall among the validation images, beside what guessing would give"
     images,texts = embeddings(learn)
     n = len(images)
@@ -241,18 +255,18 @@ def _retrieval(learn) -> str:
     table = pd.concat([retrieval(images, texts), pd.DataFrame(chance).T]).rename_axis('direction')
     return _table(table, f'Share of {n} validation images that find their own text first, or among the first five, and back')
 
-def _evaluation(o:Evaluation, cb) -> str:
+def _evaluation(o:Evaluation, cb) -> Markup:
     "All figures, a column for each of the features, and how they were made"
     table,n = o.table().T.iloc[:,::-1],first(o.protocol.values())['training']
     every = f'all {n} labels' if len(o.protocol) == 1 else 'all labels'
     table.index = [f'{b}, {every}' if a == 'all labels' else f"{a.split(',')[0]}, {b} per class" for a,b in table.index]
     if table.columns.nlevels > 1: table.columns = [', '.join(i) for i in table.columns]
-    how = ''.join(f'<p><small>{escape(l)}</small></p>' for l in o.how.split('\n'))
+    how = Markup('').join(Markup('<p><small>{}</small></p>').format(l) for l in o.how.split('\n'))
     res,curve = _table(table.rename_axis('figure'), 'Accuracy on validation images'),(o.df.labels != 'all').any()
     if curve: res += _picture(lambda: o.plot(), 'Accuracy over labels per class; bars are over draws of the labels, not over trainings')
     if curve and cb.takes('unsup_class_id'):
-        res += ('<p class="bad"><strong>No few-label result.</strong> This method has trained with all labels of the training images, also '
-                'where its curve counts fewer per class. What fewer labels give takes a training with fewer.</p>')
+        res += _note('This method has trained with all labels of the training images, also where its curve counts fewer per class. What '
+                     'fewer labels give takes a training with fewer.', 'No few-label result.', 'bad')
     return res + how
 
 # %% ../../nbs/77_evaluation.report.ipynb #d8718a9f
@@ -273,17 +287,18 @@ def report(self:Learner,
     sections['What was trained'] = _table(_setup(self, cb), 'Data, model and training', text=True)
     why = 'No evaluation was asked for.'
     if not labelled: why = 'There are no labels to evaluate with: look at the neighbours and the map below.'
-    sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else f'<p>{why}</p>'
+    sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else _note(why)
     if cb.n_inp > 1: sections['Retrieval'] = _retrieval(self)
     sections['Course of training'] = _course(rows, evaluation, cb)
-    sections['Views'] = '<p>What the method makes of images: each row is an image, each column a view.</p>' + _picture(
-        lambda: cb.show(n=5), 'Views of five training images, as the loss sees them')
+    views = _picture(lambda: cb.show(n=5), 'Views of five training images, as the loss sees them')
+    sections['Views'] = _note('What the method makes of images: each row is an image, each column a view.') + views
     sections['What the encoder has learnt'] = _looks(self, alarms, n)
-    dots = ('<p>What the learner knows of itself. It does not know what stands as three dots: the images, and the seed that was set before '
-            'all else.</p>')
-    code = f'<pre tabindex="0"><code>{escape(_again(self, cb))}</code></pre>'
+    dots = _note('What the learner knows of itself. It does not know what stands as three dots: the images, and the seed that was set '
+                 'before all else.')
+    code = Markup('<pre tabindex="0"><code>{}</code></pre>').format(_again(self, cb))
     sections['How to do it again'] = dots + code + _table(_environment(self), 'Environment', text=True)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title, _verdict(self) + _result(evaluation), sections), encoding='utf-8')
+    lead = _verdict(self) + _result(evaluation)
+    path.write_text(_html('page', title=title, lead=lead, sections=sections, style=Markup(_style)), encoding='utf-8')
     return path
