@@ -1,7 +1,7 @@
 "Parity with lightly and pytorch-metric-learning, forward and gradient."
 from functools import partial
 import pytest, torch
-from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss, TiCoLoss
 from lightly.loss import VICRegLoss as LightlyVICReg
 from lightly.loss import swav_loss
 from pytorch_metric_learning.losses import SupConLoss, VICRegLoss as PMLVICReg, NTXentLoss as PMLNTXent
@@ -19,6 +19,7 @@ from self_supervised.vision.simclr import dcl
 from self_supervised.vision.simsiam import simsiam
 from self_supervised.vision.supcon import supcon, supcon_keys
 from self_supervised.vision.swav import sinkhorn, swav
+from self_supervised.vision.tico import tico
 from self_supervised.vision.vicreg import vicreg_loss
 
 def grads(f, z):
@@ -52,7 +53,7 @@ def test_byol_and_simsiam():
     same(lambda p: byol(p, z), lambda p: 4+4*neg(p), p)
 
 def test_no_gradient_to_the_targets():
-    for f in (byol, simsiam, moco_v3, lambda p,z: nnclr(z, p)):
+    for f in (byol, simsiam, moco_v3, lambda p,z: nnclr(z, p), lambda p,z: tico(p, z, torch.eye(16))[0]):
         p,z = (o.requires_grad_() for o in pair())
         f(p, z).backward()
         assert z.grad is None and p.grad.abs().sum() > 0
@@ -222,6 +223,20 @@ def test_sigreg_and_lejepa(held, monkeypatch):
     same(lambda z: lejepa(z, directions(), .05, 4, (0,1))[0], seeded(views), z)
     same(lambda z: lejepa(z, directions(), .05, 4, (0,1), total=9)[0], seeded(views), z)
 
+@pytest.mark.parametrize('beta,rho', [(.9,8.), (.5,20.), (0.,1.)])
+def test_tico(beta, rho):
+    "lightly's value, over batches of which the matrix remembers; its gradient stops in the matrix, which is that of other weights"
+    moments,past = torch.zeros(16, 16),TiCoLoss(beta, rho)
+    for seed in range(3):
+        z,t = pair(seed); other = t.roll(6, 0)
+        r = rho*(2-beta)
+        peer = TiCoLoss(rho*beta/r, r); peer.C = moments.clone()
+        torch.testing.assert_close(grads(lambda z: tico(z, t, moments, beta, rho)[0], z)[1], grads(lambda z: peer(z, other), z)[1], rtol=1e-4, atol=1e-6)
+        loss,_,batch = tico(z, t, moments, beta, rho)
+        torch.testing.assert_close(tico(z, t, moments, beta, rho, total=6)[0], loss)            # sums over processes, of which there is one
+        moments = moments.lerp(batch, 1-beta)
+        torch.testing.assert_close(loss, past(z, other)); torch.testing.assert_close(moments, past.C)
+
 def test_clip_against_its_formula():
     z = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
     def ce(z):
@@ -235,7 +250,7 @@ def test_clip_against_its_formula():
     lambda z, o: nt_xent(z), lambda z, o: dcl(z), lambda z, o: supcon(z, torch.arange(4).repeat(2)), lambda z, o: info_nce(z, o, o),
     lambda z, o: moco_v3(z, o), lambda z, o: byol(z, o), lambda z, o: simsiam(z, o), lambda z, o: nnclr(o, z), lambda z, o: koleo(z),
     lambda z, o: seed(z, o, o), lambda z, o: cosine(z, o), lambda z, o: clip_loss(z, o, torch.tensor(5.)),
-    lambda z, o: siglip_loss(z, o, torch.tensor(5.), torch.tensor(-5.))])
+    lambda z, o: siglip_loss(z, o, torch.tensor(5.), torch.tensor(-5.)), lambda z, o: tico(z, o, torch.eye(4))[0]])
 def test_an_embedding_of_zeros(loss, dtype):
     "Has no direction, and gets a gradient of the size that others have"
     g = torch.Generator().manual_seed(0)

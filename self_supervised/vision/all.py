@@ -28,6 +28,7 @@ from .dino import *
 from .lejepa import *
 from .distill import *
 from .clip import *
+from .tico import *
 from ..evaluation.features import *
 from ..evaluation.neighbours import *
 from ..evaluation.health import *
