@@ -49,7 +49,7 @@ def result(name:str, df) -> str:
     rows = [(f"**{n}**" if n == name else n, spread(df[n])) for n in sorted((name, *baselines), key=lambda o: -df[o].mean())]
     return f"""## Result
 
-Accuracy on held-out digits with 5 labels per class, {len(df)} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. It is the accuracy of nearest neighbours, except for the labels alone, which train a classifier.
+Accuracy on held-out digits with 5 labels per class, {df[name].count()} seeds, 315 steps (`make bench-methods`); `±` is half of the 95 % interval. It is the accuracy of nearest neighbours, except for the labels alone, which train a classifier.
 
 {markdown(['','accuracy'], rows)}
 """

@@ -25,7 +25,9 @@ def machines(*names:str) -> str:
     df = pd.concat([read(n) for n in names])
     return '; '.join(f"{r.cores} cores of an {r.cpu}, torch {r.torch}" for r in df[['cores','cpu','torch']].drop_duplicates().itertuples())
 
-def spread(x:pd.Series, digits:int=3) -> str: return f"{x.mean():.{digits}f} ± {interval(x):.{digits}f}"
+def spread(x:pd.Series, digits:int=3) -> str:
+    x = x.dropna()                                                   # seeds that only others have
+    return f"{x.mean():.{digits}f} ± {interval(x):.{digits}f}"
 
 # what the classes of the methods and the functions of the alarms say
 

@@ -25,7 +25,7 @@ class Since:
     def __init__(self, base):
         from kit import METHODS
         self.files = changed(base)
-        self.modules = {m for m in map(module_of, self.files) if m} - {'self_supervised._modidx'}
+        self.modules = {m for m in map(module_of, self.files) if m} - {'self_supervised._modidx','self_supervised.vision.all'}
         self.public = {n for m in self.modules for n in getattr(importlib.import_module(m), '__all__', [])}
         self.methods = {n for n,o in METHODS.items() if o.cb.__module__ in self.modules}
         self.only_methods = bool(self.modules) and all(any(o.cb.__module__ == m for o in METHODS.values()) for m in self.modules)

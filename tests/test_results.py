@@ -73,6 +73,7 @@ measured = {
     '25_vision.nnclr.ipynb': lambda: over_pixels('NNCLR'), '26_vision.barlow_twins.ipynb': lambda: over_pixels('BarlowTwins'),
     '27_vision.vicreg.ipynb': lambda: over_pixels('VICReg') | over_labels('VICReg'), '28_vision.swav.ipynb': lambda: over_pixels('SWAV'),
     '29_vision.dino.ipynb': lambda: over_pixels('DINO'), '91_which_method.ipynb': lambda: over_labels('SupCon', 'VICReg', 'SimCLR', 'LeJEPA'),
+    '33_vision.tico.ipynb': lambda: over_pixels('TiCo') | over_labels('TiCo') | {over('TiCo', 'SimCLR')[0]},
     '30_vision.lejepa.ipynb': lambda: over_pixels('LeJEPA') | over_labels('LeJEPA') | {over('LeJEPA', 'SimCLR')[0]},
     '81_training.precision.ipynb': lambda: {f"{r['knn']:.3f} ± {r['std']:.3f}" for r in read('precision_knn').to_dict('records')},
     '83_training.big_batches.ipynb': lambda: {mb(row('chunks').whole_mb), mb(row('chunks').chunks_mb), f"{row('chunks').whole_s:.1f} s", f"{row('chunks').chunks_s:.1f} s"},
@@ -96,7 +97,7 @@ def test_tables_of_a_page(path):
 def test_above_and_below():
     "What pages of methods call above or below raw pixels or labels alone is so"
     n = 0
-    for path in (root/'nbs').glob('[12]*.ipynb'):
+    for path in (root/'nbs').glob('[23]*.ipynb'):
         for d,word,other in re.findall(r'([.\d]+ ± [.\d]+) (above|below) (raw pixels|labels alone)', text_of(path)):
             said = [over(m, other) for m in accuracy().columns]
             assert (d, word == 'above') in said, f'{path.name}: {d} {word} {other}'

@@ -13,7 +13,7 @@ VALUES = {'_local_scalar_dense','nonzero','masked_select','_unique2','unique_dim
 
 def place():
     "The function of the library that is innermost on the stack; None for fastai's and torch's own, and on the way back"
-    own = [o for o in traceback.extract_stack() if o.filename.startswith(str(root/'self_supervised')) and o.name not in ('_with_events','_do_fit','setting_up')]
+    own = [o for o in traceback.extract_stack() if o.filename.startswith(str(root/'self_supervised')) and o.name not in ('_with_events','method','setting_up')]
     return f'{Path(own[-1].filename).stem}.{own[-1].name}' if own else None
 
 class Ops(TorchDispatchMode):

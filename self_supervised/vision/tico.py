@@ -23,7 +23,7 @@ def create_tico_model(encoder:nn.Module, hidden_size:int=4096, projection_size:i
 
 @delegates(get_asymmetric_aug_pipelines)
 def get_tico_aug_pipelines(size:int|tuple, **kwargs) -> list:
-    "TiCo's two views, which are BYOL's"
+    "Two views with the recipe of BYOL"
     return get_asymmetric_aug_pipelines(size, **kwargs)
 
 # %% ../../nbs/33_vision.tico.ipynb #425a8912
@@ -48,7 +48,7 @@ def tico(z:Tensor, # (2B, d) projections of the student, first views then second
 class TiCo(TermsMixin, StagedMixin, TeacherCallback):
     "TiCo (2206.10698): the momentum encoder's embedding of the other view, and few directions that embeddings had before"
     create_model,create_views = create_tico_model,get_tico_aug_pipelines
-    paper = Paper('2206.10698', opt='LARS', bs=4096, m=.99)
+    paper = Paper('2206.10698')
     heads = dict(hidden_size=(4096,256), projection_size=(256,128))
     quick = dict(method=dict(m=.99))
     when = "Small batches, with negatives but without a queue: a matrix remembers them"
@@ -70,7 +70,7 @@ class TiCo(TermsMixin, StagedMixin, TeacherCallback):
         store_attr('beta,rho')
 
     @classmethod
-    def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, beta=.9, rho=8.)
+    def suggest(cls, s, a): s.add('method', "what lightly names as the paper's", a.paper, beta=.9, rho=8.)
 
     moments = property(lambda self: get_model(self.learn.model).moments, doc="C, the running mean of zzᵀ")
     def attach(self, model):
