@@ -78,7 +78,7 @@ def on_any_device(learn):
     if not asked or type(asked[-1]) is not MixedPrecision: return
     here = DeviceMixedPrecision(asked[-1].amp_mode, **asked[-1].kwargs)
     learn.remove_cbs(asked).add_cb(here)
-    def back(): learn.remove_cb(here).add_cb(asked[-1])
+    def back(): learn.remove_cb(here).add_cbs(asked)
     current_fit(learn).callback(back)
 
 # %% ../../nbs/81_training.precision.ipynb #301092e8
