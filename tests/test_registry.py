@@ -46,23 +46,24 @@ def test_command_line(Toy, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['ssl_pretrain', '--help'])
     with pytest.raises(SystemExit): cli.ssl_pretrain()
     assert ',toy' in capsys.readouterr().out
-    learn = cli.ssl_pretrain('digits', out=tmp_path/'toy', method='toy', arch='test_resnet', epochs=1, bs=64, precision='fp32', set=['temp=.3'])
+    learn = cli.ssl_pretrain('digits', out=tmp_path/'toy', method='toy', arch='test_resnet', epochs=1, bs=64, precision='fp32', set=['temp=.3'],
+                             no_report=True)
     assert type(learn.toy) is Toy and learn.toy.temp == .3 and learn.model.projector[0].out_features == 64
-    text = (tmp_path/'toy'/'report.html').read_text()
-    assert 'Toy (<a' in text and 'images of the batch' in text and learn.alarms.looks[-1].trivial > 0
 
 def test_suggestions(Toy):
     s = suggest('Toy', 2000, 64, 128)
     assert s.method.temp == .75 and s.model.hidden_size == 512 and s.about.bs == 64
     assert 'a toy likes company' in repr(s) and 'paper 1234.56789' in repr(s) and suggest(Toy, 2000, 64, 128).why == s.why
 
-def test_shared_suite(Toy):
-    "What the tests make of every method"
+def test_shared_suite(Toy, tmp_path):
+    "What the tests make of every method, alarms and a report"
     o = kit.small(Toy)
     learn = Learner(kit.make_dls(), o.model(create_encoder('test_resnet', False)), cbs=[o.cb(o.augs(16), **o.args), Alarms(min_steps=1)])
     learn.metrics = ssl_metrics(learn)
     kit.fit(learn)
-    assert 'count' in learn.recorder.metric_names and learn.recorder.values
+    text = learn.report(tmp_path/'r.html', evaluation=False).read_text()
+    assert 'count' in learn.recorder.metric_names and learn.alarms.looks[-1].trivial > 0
+    assert 'Toy (<a' in text and 'images of the batch' in text
 
 def test_words(Toy, capsys):
     Toy(Toy.create_views(32)).describe()

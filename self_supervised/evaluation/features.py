@@ -290,7 +290,8 @@ class Probe:
         ridge = max(decay, 1e-6*self.bound.trace().item())                # or fp32 would lose the small values
         low = torch.linalg.cholesky(self.bound + ridge*torch.eye(len(self.bound), device=z.device))
         v = torch.cat([low.T @ self.w, self.b]).requires_grad_()
-        opt = torch.optim.LBFGS([v], max_iter=steps, tolerance_grad=1e-6, tolerance_change=0, line_search_fn='strong_wolfe')
+        opt = torch.optim.LBFGS([v], max_iter=steps, tolerance_grad=1e-6, tolerance_change=1e-9, history_size=10,
+                                line_search_fn='strong_wolfe')
         opt.step(partial(_probe_loss, v, z, self.y, low, decay))
         self.w,self.b = _probe_weights(v, low),v[-1:].detach()
         return self
