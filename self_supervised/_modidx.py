@@ -215,6 +215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/callback.py'),
                                           'self_supervised.callback.TermsMixin': ( 'callback.html#termsmixin',
                                                                                    'self_supervised/callback.py'),
+                                          'self_supervised.callback.TermsMixin.note_terms': ( 'callback.html#termsmixin.note_terms',
+                                                                                              'self_supervised/callback.py'),
                                           'self_supervised.callback.TermsMixin.setting_up': ( 'callback.html#termsmixin.setting_up',
                                                                                               'self_supervised/callback.py'),
                                           'self_supervised.callback._check_shape': ( 'callback.html#_check_shape',

@@ -438,7 +438,8 @@ class LossTerm(Metric):
 
 # %% ../nbs/09_callback.ipynb #e53b4215
 class TermsMixin:
-    "For methods that show the terms `term_names` of their loss as columns; `lf` sets the dictionary `terms`"
+    "For methods that show the terms `term_names` of their loss as columns; `lf` gives them to `note_terms`"
+    def note_terms(self, terms): self.terms = {k:o.detach() for k,o in zip(self.term_names, terms)}
     @contextmanager
     def setting_up(self):
         metrics = self.learn.metrics + [LossTerm(self, o) for o in self.term_names]

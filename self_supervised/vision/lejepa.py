@@ -101,5 +101,5 @@ class LeJEPA(TermsMixin, SSLCallback):
         self.parted = self.distributed
         loss,terms = lejepa(pred, self.directions(pred.shape[1]).to(pred.device), self.lmb, self.n_views, self.large_crop_ids,
                             sum(self.shares) if self.parted else None)
-        self.terms = {n:t.detach() for n,t in zip(self.term_names, terms)}
+        self.note_terms(terms)
         return loss

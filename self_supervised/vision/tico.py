@@ -80,7 +80,7 @@ class TiCo(TermsMixin, StagedMixin, TeacherCallback):
     def lf(self, pred, y, t):
         self.parted = self.distributed
         loss,terms,batch = tico(pred, t, self.moments, self.beta, self.rho, sum(self.shares) if self.parted else None)
-        self.terms = {n:o.detach() for n,o in zip(self.term_names, terms)}
+        self.note_terms(terms)
         self.stage(batch)
         return loss
     @torch.no_grad()

@@ -83,5 +83,5 @@ class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
     def lf(self, pred, *yb):
         if sum(self.shares) < 2: loss = pred.sum()*0; terms = [loss]*3         # a last validation batch of one image has no variance
         else: loss,terms = vicreg_loss(pred, self.invariance, self.variance, self.covariance, self.eps, **self.part())
-        self.terms = {n:t.detach() for n,t in zip(self.term_names, terms)}
+        self.note_terms(terms)
         return loss
