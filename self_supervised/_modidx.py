@@ -1394,6 +1394,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'self_supervised.processes._weigh': ('processes.html#_weigh', 'self_supervised/processes.py'),
                                            'self_supervised.processes.dataset_len': ( 'processes.html#dataset_len',
                                                                                       'self_supervised/processes.py'),
+                                           'self_supervised.processes.parted': ('processes.html#parted', 'self_supervised/processes.py'),
                                            'self_supervised.processes.some_numbers': ( 'processes.html#some_numbers',
                                                                                        'self_supervised/processes.py')},
             'self_supervised.training.big_batches': { 'self_supervised.training.big_batches.Chunks': ( 'training.big_batches.html#chunks',

@@ -420,7 +420,6 @@ class CorrelationsMixin:
         "This process's part, for the loss"
         if not self.distributed: return {}
         if self.compares: return dict(rows=self.own_rows())
-        self.parted = True
         return dict(total=sum(self.shares))
 
 # %% ../nbs/09_callback.ipynb #c379b7cd

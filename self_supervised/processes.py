@@ -80,10 +80,15 @@ def _weigh(cb):
     cb.learn.loss_grad = cb.learn.loss_grad*w
     cb.learn.loss = cb.learn.loss*w
 
+# %% ../nbs/07_processes.ipynb #593f7225
+def parted(lf):
+    "Mark an `lf` that gives this process's part of the loss, if there are several"
+    lf.parted = True
+    return lf
+
 # %% ../nbs/07_processes.ipynb #ae53a912
 class ProcessesMixin(_EpochMixin):
     "For callbacks of which several processes train one model"
-    parted = False # Has `lf` given this process's part of the loss alone?
     compares = True # Does the loss compare images with each other? Then it gets those of all processes
     @property
     def distributed(self) -> bool:
@@ -96,7 +101,7 @@ class ProcessesMixin(_EpochMixin):
 
     def count_images(self, x:Tensor):
         "How many images each process has in this batch, `shares`, and some numbers of its own, `seen`"
-        self.had_batch,self.parted = True,False
+        self.had_batch = True
         self.shares = all_sizes(len(x), x.device) if self.distributed else [len(x)]
         self.seen = some_numbers(x)
 
@@ -104,9 +109,10 @@ class ProcessesMixin(_EpochMixin):
         n_views:int=1, # Views of each image, those of all processes first
         keep:Tensor|None=None # Mask of the rows that count; None is all
     ) -> Tensor|None: # Numbers among the rows that count; None, which is all, with one process
-        "This process's rows of those of all; an `lf` that asks for them gives the part of the loss that they are, see `after_loss`"
+        "This process's rows of those of all, for an `lf` that gives the part of the loss that they are"
         if not self.distributed: return None
-        self.parted = True
+        if not hasattr(self.lf, 'parted'):
+            raise ValueError(f"lf: {type(self).__name__} gives its own rows of the loss: mark its lf by @parted of `processes`")
         rows = _rows_of(rank_distrib(), self.shares, n_views, self.learn.xb[0].device)
         if keep is None: return rows
         place = keep.cumsum(0)-1                                     # of a row among those that count
@@ -119,5 +125,5 @@ class ProcessesMixin(_EpochMixin):
         else: self.learn.yb = (share(self.learn.yb[0]),*self.learn.yb[1:])       # labels alone, by which fastai counts images
     def after_loss(self):
         if not self.distributed: return
-        if self.parted: _sum_parts(self)
+        if hasattr(self.lf, 'parted'): _sum_parts(self)
         elif not self.compares: _weigh(self)

@@ -11,6 +11,7 @@ from ..augmentations import *
 from ..layers import *
 from ..losses import ImageSums, check_z, cross_squares
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/26_vision.barlow_twins.ipynb #9e4d3de3
 @delegates(create_projection_model)
@@ -70,6 +71,7 @@ class BarlowTwins(CorrelationsMixin, SSLCallback):
 
     def trivial_loss(self, y, *yb):
         return projection_size(get_model(self.learn.model))
+    @parted
     def lf(self, pred, *yb):
         if sum(self.shares) < 2: return pred.sum()*0  # a last validation batch of one image has no correlations
         return barlow_twins(pred, self.lmb, **self.part())

@@ -19,6 +19,7 @@ from ..layers import *
 from ..layers import encoder_nf, evaluating
 from ..losses import by_rows, check_temp, info_nce, unit
 from ..momentum import check_momentum
+from ..processes import parted
 
 # %% ../../nbs/32_vision.clip.ipynb #c1190005
 class Tokens(DisplayedTransform):
@@ -212,6 +213,7 @@ class CLIP(ImageTextMixin, SSLCallback):
         with torch.no_grad(): get_model(self.learn.model).log_scale.clamp_(0, math.log(self.max_scale))
 
     def trivial_loss(self, y, *yb): return math.log(len(y))
+    @parted
     def lf(self, pred, *yb): return clip_loss(*pred, self.scale, self.own_rows())
 
 # %% ../../nbs/32_vision.clip.ipynb #ab06905b
@@ -226,6 +228,7 @@ class SigLIP(CLIP):
         "Of the best answer that is the same for all pairs"
         n = len(y)
         return math.log(n) + (n-1)*math.log(n/(n-1)) if n > 1 else None
+    @parted
     def lf(self, pred, *yb): return siglip_loss(*pred, self.scale, get_model(self.learn.model).bias, self.own_rows())
 
 # %% ../../nbs/32_vision.clip.ipynb #119f658c
@@ -256,6 +259,7 @@ class CLIPMOCO(ImageTextMixin, QueueMixin, TeacherCallback):
         return views,(yb[0],*keys)
 
     def trivial_loss(self, y, *yb): return math.log(len(y)+self.K)
+    @parted
     def lf(self, pred, y, images, texts):
         (i,t),(old_images,old_texts),rows = pred,self.emb_queue.chunk(2, 1),self.own_rows()
         return (info_nce(i, texts, old_texts, self.temp, rows=rows) + info_nce(t, images, old_images, self.temp, rows=rows))/2

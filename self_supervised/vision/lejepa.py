@@ -12,6 +12,7 @@ from ..layers import *
 from ..collectives import sum_over, world
 from ..losses import by_rows, check_z
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/30_vision.lejepa.ipynb #9668f11b
 @delegates(create_projection_model)
@@ -97,9 +98,9 @@ class LeJEPA(TermsMixin, SSLCallback):
         step = (self.epoch << 32) + self.iter + 1 if self.training else 0
         return F.normalize(torch.randn(d, self.n_directions, generator=torch.Generator().manual_seed(step)), dim=0)
 
+    @parted
     def lf(self, pred, *yb):
-        self.parted = self.distributed
         loss,terms = lejepa(pred, self.directions(pred.shape[1]).to(pred.device), self.lmb, self.n_views, self.large_crop_ids,
-                            sum(self.shares) if self.parted else None)
+                            sum(self.shares) if self.distributed else None)
         self.note_terms(terms)
         return loss

@@ -12,6 +12,7 @@ from ..layers import *
 from ..losses import check_temp, info_nce
 from ..momentum import check_momentum
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/22_vision.moco.ipynb #122f64fd
 @delegates(create_projection_model)
@@ -68,6 +69,7 @@ class MOCO(KeyQueueCallback):
     def trivial_loss(self, keys, *yb):
         negs = len(keys)*self.batch_negs + self.K - self.batch_negs
         return math.log1p(ifnone(self.alpha, negs))
+    @parted
     def lf(self, pred, keys, labels, *more):
         args = (self.emb_queue, self.temp, self.batch_negs, self.alpha, self.own_rows())
         ks = (keys,*more)
@@ -109,4 +111,5 @@ class MOCOV3(TeacherCallback):
             for p in get_model(self.learn.model).encoder.patch_embed.parameters(): p.grad = None
 
     def trivial_loss(self, y, *yb): return 4*self.temp*math.log(len(y))
+    @parted
     def lf(self, pred, y, k): return moco_v3(pred[0], k, self.temp, self.own_rows())

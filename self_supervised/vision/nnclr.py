@@ -13,6 +13,7 @@ from ..losses import check_temp, info_nce, nt_xent
 from ..momentum import *
 from ..collectives import gather_views
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/25_vision.nnclr.ipynb #0f64f0b8
 @delegates(create_predictor_model)
@@ -68,6 +69,7 @@ class NNCLR(QueueMixin, SSLCallback):
         return self._share
 
     def trivial_loss(self, y, *yb): return math.log(2*len(y)-1 if self.within else len(y))
+    @parted
     def lf(self, pred, y):
         p,z = pred
         nn,labels = self.nearest(z)

@@ -11,6 +11,7 @@ from ..augmentations import *
 from ..layers import *
 from ..losses import check_temp, check_z, by_rows, nt_xent, to_others, unit
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/20_vision.simclr.ipynb #8b538ad6
 @delegates(create_projection_model)
@@ -69,6 +70,7 @@ class SimCLR(SSLCallback):
     def trivial_loss(self, y, *yb):
         n = len(y)*self.n_views
         return math.log(max(n-2, 1)) + (3 if self.sigma else 2)/self.temp if self.decoupled else math.log(n-1)
+    @parted
     def lf(self, pred, *yb):
         rows = self.own_rows(self.n_views)
         if not self.decoupled: return nt_xent(pred, self.temp, self.n_views, rows)

@@ -12,6 +12,7 @@ from ..layers import *
 from ..losses import by_rows, check_temp, info_nce, n_with, nt_xent, positives, remove_diag, to_others, unit
 from ..momentum import check_momentum
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/21_vision.supcon.ipynb #ae846c91
 @delegates(create_projection_model)
@@ -103,6 +104,7 @@ class PartlyLabelled:
         "Which images have no label"
         return torch.zeros_like(yb, dtype=torch.bool) if self.unsup_class_id is None else yb == self.unsup_class_id
 
+    @parted
     def lf(self, pred, *yb):
         unsup,sup = self.unsup_lf(pred, *yb),self.sup_lf(pred, *yb)
         self.terms = dict(unsup=unsup.detach(), sup=sup.detach())

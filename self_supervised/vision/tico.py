@@ -14,6 +14,7 @@ from ..losses import check_z, unit
 from ..momentum import check_momentum
 from ..fit import keep
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/33_vision.tico.ipynb #359cdb5f
 @delegates(create_projection_model)
@@ -77,9 +78,9 @@ class TiCo(TermsMixin, StagedMixin, TeacherCallback):
         super().attach(model)
         d,device = projection_size(model),next(model.parameters()).device
         keep(model, 'moments', self.name, lambda: torch.zeros(d, d, device=device))
+    @parted
     def lf(self, pred, y, t):
-        self.parted = self.distributed
-        loss,terms,batch = tico(pred, t, self.moments, self.beta, self.rho, sum(self.shares) if self.parted else None)
+        loss,terms,batch = tico(pred, t, self.moments, self.beta, self.rho, sum(self.shares) if self.distributed else None)
         self.note_terms(terms)
         self.stage(batch)
         return loss

@@ -11,6 +11,7 @@ from ..augmentations import *
 from ..layers import *
 from ..losses import ImageSums, check_z, cross_squares
 from ..callback import *
+from ..processes import parted
 
 # %% ../../nbs/27_vision.vicreg.ipynb #8e568943
 @delegates(create_projection_model)
@@ -80,6 +81,7 @@ class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
     def suggest(cls, s, a):
         s.add('method', "of the paper's formula", a.paper, invariance=25., variance=25., covariance=1.)
 
+    @parted
     def lf(self, pred, *yb):
         if sum(self.shares) < 2: loss = pred.sum()*0; terms = [loss]*3         # a last validation batch of one image has no variance
         else: loss,terms = vicreg_loss(pred, self.invariance, self.variance, self.covariance, self.eps, **self.part())
