@@ -153,6 +153,7 @@ class Paper:
     K:int|None = None # Length of the queue
     m:float|None = None # Momentum of the teacher at the start of training
     sgd:float|None = None # Rate of the authors' code for SGD, if the paper has another optimizer
+    widths:bool = True # Are the first of the widths in `heads` those of the paper?
     def __str__(self): return f"paper {self.arxiv}" if self.arxiv else 'judgement'
 
 methods = {} # By their names on the command line

@@ -110,7 +110,8 @@ def _heads(s, a):
     if not a.method.heads: return
     widths = {k:few if a.small else min(paper, 2048) for k,(paper,few) in a.method.heads.items()}
     if a.small: s.add('model', "for at most 32 pixels", 'measured', **widths)
-    else: s.add('model', "the paper's, but at most 2,048", f"{a.paper}, judgement", **widths)
+    elif a.p.widths: s.add('model', "the paper's, but at most 2,048", f"{a.paper}, judgement", **widths)
+    else: s.add('model', "wide, but at most 2,048", 'judgement', **widths)
 
 def _views(s, a):
     "Blur, jitter and small views"

@@ -49,7 +49,7 @@ def tico(z:Tensor, # (2B, d) projections of the student, first views then second
 class TiCo(TermsMixin, StagedMixin, TeacherCallback):
     "TiCo (2206.10698): the momentum encoder's embedding of the other view, and few directions that embeddings had before"
     create_model,create_views = create_tico_model,get_tico_aug_pipelines
-    paper = Paper('2206.10698')
+    paper = Paper('2206.10698', widths=False)
     heads = dict(hidden_size=(4096,256), projection_size=(256,128))
     quick = dict(method=dict(m=.99))
     when = "Small batches, with negatives but without a queue: a matrix remembers them"
