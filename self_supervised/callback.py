@@ -239,7 +239,7 @@ class MakesViews(Shown):
     def before_batch(self):
         if self.summarised: return
         check_inputs(self, self.learn.xb)
-        (x,*more),yb = self.learn.xb,self.learn.yb[:1]                       # of several labels the first counts, as for `label_of`
+        (x,*more),yb = self.learn.xb,self.learn.yb[:1]                       # of several labels the first counts, as for `batch_labels`
         self.count_images(x)
         self.check_batch(x, yb)
         self.drawn = draw_views(self.aug_pipelines, x.as_subclass(torch.Tensor))
