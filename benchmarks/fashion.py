@@ -21,7 +21,7 @@ folder,size,bs = Path('/usr/share/datasets/fashion-mnist'),28,128
 rates = 3e-3,1e-2,3e-2
 n_labels,draws = 10,5
 methods = {k:o for k,o in registry.items() if o.n_inp == 1 and not o.takes('teacher')}              # which others do not have
-labelled = [k for k,o in methods.items() if o.takes('unsup_class_id')]
+labelled = [k for k,o in methods.items() if o.learns_from_labels()]
 baselines = 'raw pixels','untrained encoder','labels alone'
 finetuned,supcon_lr = 'supcon, fine-tuned',1e-2                                       # the rate that the search finds
 

@@ -131,6 +131,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'self_supervised/callback.py'),
                                           'self_supervised.callback.Method.learns_from': ( 'callback.html#method.learns_from',
                                                                                            'self_supervised/callback.py'),
+                                          'self_supervised.callback.Method.learns_from_labels': ( 'callback.html#method.learns_from_labels',
+                                                                                                  'self_supervised/callback.py'),
                                           'self_supervised.callback.Method.suggest': ( 'callback.html#method.suggest',
                                                                                        'self_supervised/callback.py'),
                                           'self_supervised.callback.Method.takes': ( 'callback.html#method.takes',

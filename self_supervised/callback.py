@@ -182,11 +182,15 @@ class Method(FitCallback):
         "Does it have this argument?"
         return arg in inspect.signature(cls).parameters
     @classmethod
+    def learns_from_labels(cls) -> bool:
+        "Do labels enter its loss?"
+        return cls.takes('unsup_class_id')
+    @classmethod
     def learns_from(cls) -> str:
         "What it needs besides images"
         if cls.n_inp > 1: return 'a text for each image'
         if cls.takes('teacher'): return 'a better encoder'
-        return 'labels of some images' if cls.takes('unsup_class_id') else ''
+        return 'labels of some images' if cls.learns_from_labels() else ''
 
 # %% ../nbs/09_callback.ipynb #ec617661
 class Shown(Method):

@@ -419,7 +419,7 @@ def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None) -
 def _check_together(a):
     "Raise for arguments of a pretraining that do not go together"
     cb = methods[a.method]
-    if cb.takes('unsup_class_id') and not (a.labels or a.path in built_in):
+    if cb.learns_from_labels() and not (a.labels or a.path in built_in):
         raise ValueError(f"labels: {a.method} learns from labels, so it has to know where they are: --labels parent, or --labels TABLE")
     if (cb.n_inp > 1) != bool(a.texts):
         who = _those(lambda o: o.n_inp > 1)
@@ -516,7 +516,7 @@ def _pretraining_data(a) -> DataLoaders:
                       texts=a.texts, text_cols=a.text_cols)
     a.asked['images'] = len(dls.train_ds)+len(dls.valid_ds)
     if not rank_distrib() and not a.dry_run: check_asked(a.out/'training.json', a.asked)
-    mixed = methods[a.method].takes('unsup_class_id') and 'unsup' in dls.vocab
+    mixed = methods[a.method].learns_from_labels() and 'unsup' in dls.vocab
     return mixed_batches(dls, ifnone(a.share, .5)) if mixed or a.share is not None else dls
 
 # %% ../nbs/89_cli.ipynb #577e1563
@@ -611,7 +611,7 @@ _known = _text("`parent` for the names of folders, which is the default, or a ta
 
 def _learns_from_labels(asked):
     cb = methods.get(asked.get('method'))
-    return cb and cb.takes('unsup_class_id')
+    return cb and cb.learns_from_labels()
 
 def _split(path, files, valid, seed):
     "What is held out: what was held out when the encoders in `files` were trained on these images, unless something else is asked for"

@@ -229,7 +229,7 @@ def collapse(s:AttrDict):
         'a learning rate that is too high; a method whose loss has no term that prevents it')})
 def few_directions(s:AttrDict):
     least = (.06 if s.step_size > .03 else .03)*s.width
-    if s.cb.takes('unsup_class_id'): least = min(least, len(label_vocab(s.learn.dls) or [0]*100)/2)
+    if s.cb.learns_from_labels(): least = min(least, len(label_vocab(s.learn.dls) or [0]*100)/2)
     if s.rankme < least:
         return Alarm('few directions', f'RankMe, the number of directions in use, of which there are {s.width},', s.rankme, 1,
                      'is all of them on a line',

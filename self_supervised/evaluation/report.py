@@ -264,7 +264,7 @@ def _evaluation(o:Evaluation, cb) -> Markup:
     how = Markup('').join(Markup('<p><small>{}</small></p>').format(l) for l in o.how.split('\n'))
     res,curve = _table(table.rename_axis('figure'), 'Accuracy on validation images'),(o.df.labels != 'all').any()
     if curve: res += _picture(lambda: o.plot(), 'Accuracy over labels per class; bars are over draws of the labels, not over trainings')
-    if curve and cb.takes('unsup_class_id'):
+    if curve and cb.learns_from_labels():
         res += _note('This method has trained with all labels of the training images, also where its curve counts fewer per class. What '
                      'fewer labels give takes a training with fewer.', 'No few-label result.', 'bad')
     return res + how
