@@ -93,6 +93,11 @@ def ddp():
     return (f"{machines('scaling_ddp')}; medians of two epochs of each kind\n\n"
             + markdown(['processes','seconds per step, each on its own','with DDP and shared embeddings','more'], rows))
 
+def waits():
+    df = read('waits').pivot(index='method', columns='size', values=['waits','copies','ops'])
+    rows = [(m, *(f"{r[k,32]:.0f} · {r[k,224]:.0f}" for k in ('waits','copies')), f"{r['ops',224]:,.0f}") for m,r in df.sort_values(('waits',224)).iterrows()]
+    return markdown(['method, 256 images','waits at 32 · 224 pixels','copies that are not pinned','operations'], rows)
+
 def views():
     df = read('views')
     def cell(s, who):
@@ -185,7 +190,7 @@ def clip():
     rows = [(m, spread(g.accuracy) if len(g) > 1 else f'{g.accuracy.mean():.3f}', f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
     return f"{machines('clip')}; seeds: {df.seed.nunique()}, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
 
-tables = dict(methods=methods, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
+tables = dict(methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

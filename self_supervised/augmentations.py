@@ -37,13 +37,20 @@ class ToImageBatch(DisplayedTransform):
         return x if isinstance(x, TensorImage) else TensorImage(x)
 
 # %% ../nbs/01_augmentations.ipynb #7d1e4193
+@functools.lru_cache(64)
+def _constant(values, device):
+    "Some numbers, which stay on the device"
+    return torch.tensor(values, device=device)
+
 class NormalizeViews(Normalize):
     "fastai's `Normalize` that follows the device of the batch and refuses images of another channel count"
-    def stats(self, x): # (mean, std), each (1, c, 1, 1), on the device of `x`
-        if self.mean.numel() not in (1, x.shape[1]):
-            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {x.shape[1]}: "
+    def of_channels(self, c): # (mean, std), each (c,), on the CPU
+        if self.mean.numel() not in (1, c):
+            raise ValueError(f"stats: they are for {self.mean.numel()} channels, images have {c}: "
                              "give stats=(mean, std), of a number for each channel")
-        return self.mean.to(x.device),self.std.to(x.device)
+        return [o.flatten().cpu().expand(c) for o in (self.mean,self.std)]
+    def stats(self, x): # The same, each (1, c, 1, 1), on the device of `x`
+        return [_constant(tuple(o.tolist()), x.device).view(1, -1, 1, 1) for o in self.of_channels(x.shape[1])]
     def encodes(self, x:TensorImage):
         mean,std = self.stats(x)
         return (x-mean)/std
@@ -94,13 +101,13 @@ class ViewAugs(DisplayedTransform):
         self.recipe = str(vars(self))
         self.norm = NormalizeViews.from_stats(*stats, cuda=False) if stats else None
 
-    def draw(self, x:Tensor, n_views:int=1) -> dict: # (n_views·B,) tensors, first views first
+    def draw(self, x:Tensor, n_views:int=1) -> dict: # (n_views·B,) tensors on the CPU, first views first
         "Parameters of `n_views` views of each image of the batch `x`: what `views.render` takes"
-        b,dev = len(x),x.device
+        b = len(x)
         n = n_views if self.same_on_batch else n_views*b
-        def on(p): return torch.rand(n, device=dev) < p
-        def between(lo, hi): return torch.empty(n, device=dev).uniform_(lo, hi)
-        p = draw_crops(n, x.shape[-2:], self.scale, self.ratio, dev)
+        def on(p): return torch.rand(n) < p
+        def between(lo, hi): return torch.empty(n).uniform_(lo, hi)
+        p = draw_crops(n, x.shape[-2:], self.scale, self.ratio)
         p.update(flip=on(self.flip_p), grey=on(self.bw_p), solarize=on(self.solarize_p))
         p['angle'] = torch.where(on(self.rotate_p), between(-self.deg, self.deg), 0.)
         p['sigma'] = torch.where(on(self.blur_p), between(*self.blur_s), 0.)
@@ -109,13 +116,13 @@ class ViewAugs(DisplayedTransform):
         for k,s in zip(_jitters, factors): p[k] = torch.where(jittered, between(max(1-s,0), 1+s), 1.)
         p['hue'] = torch.where(jittered, between(-hue, hue), 0.)
         p = {k:v.repeat_interleave(n_views*b//n) for k,v in p.items()}
-        return dict(p, src=torch.arange(b, device=dev).repeat(n_views))
+        return dict(p, src=torch.arange(b).repeat(n_views))
 
     def apply(self, x:Tensor, params:dict) -> TensorImage:
         "The views of the batch `x` that `params` describe; fp32, or the type of `x` if that is another float"
         if x.shape[1] != 3 and (any(self.jitter[2:]) or self.bw_p): _warn_channels(x.shape[1])
         _warn_size(self.size, tuple(x.shape[-2:]), self.scale[1]**.5)
-        norm = self.norm and [o.flatten().expand(x.shape[1]) for o in self.norm.stats(x)]
+        norm = self.norm and self.norm.of_channels(x.shape[1])
         res = render(x.as_subclass(torch.Tensor), params, self.size, norm)
         return TensorImage(res.to(x.dtype) if x.is_floating_point() else res)
 

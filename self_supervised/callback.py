@@ -122,22 +122,46 @@ def _check_shape(x:object):
     raise ValueError(f"images must be a batch (B, C, H, W), got the shape {tuple(x.shape)}: {how.get(x.ndim, 'these are no images')}")
 
 # %% ../nbs/09_callback.ipynb #4a6b0d7b
-def check_images(x:Tensor, dtype:torch.dtype=torch.float32):
-    "Raise unless `x` is a batch of images: bytes, or floats in [0,1] that a model with weights of `dtype` can take"
-    if x.ndim != 4 or x.dtype == torch.uint8 and dtype == torch.float32: return
+def check_types(x:Tensor, dtype:torch.dtype=torch.float32):
+    "Raise unless `x` is of bytes, or of floats that a model with weights of `dtype` can take"
     if not x.is_floating_point() and x.dtype != torch.uint8: raise TypeError(f"images must be uint8 or floats in [0,1], got {x.dtype}")
     if dtype != torch.float32:
         raise TypeError(f"model: its weights are {dtype}: make them float32 with model.float(), and train in half precision with "
                         "learn.to_fp16() or to_bf16()")
-    if x.dtype != dtype:
+    if x.is_floating_point() and x.dtype != dtype:
         raise TypeError(f"images are {x.dtype}, the weights {dtype}: give float32 or uint8 images, and train in half precision with "
                         "learn.to_fp16() or to_bf16()")
-    lo,hi = torch.stack(x.detach().aminmax()).tolist()
-    if lo != lo:
-        raise ValueError(f"NaN in images {x.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of the batch: mend or drop them")
+
+def check_range(ranges:Tensor, # (2, n) least and largest value of each image, on the CPU
+                which:str='the batch'):
+    "Raise unless all values are in [0,1]"
+    lo,hi = ranges[0].min().item(),ranges[1].max().item()
+    if lo != lo: raise ValueError(f"NaN in images {ranges[0].isnan().nonzero().flatten().tolist()} of {which}: mend or drop them")
     if lo < -.01 or hi > 1.01:
-        raise ValueError(f"images must be in [0,1], these are in [{lo:.4g}, {hi:.4g}]: divide by the largest value that they can have, "
-                         "give uint8 images, or leave normalisation to aug_pipelines(stats=...)")
+        raise ValueError(f"images must be in [0,1], those of {which} are in [{lo:.4g}, {hi:.4g}]: divide by the largest value that they "
+                         "can have, give uint8 images, or leave normalisation to aug_pipelines(stats=...)")
+
+# %% ../nbs/09_callback.ipynb #4b51a95e
+class Ranges:
+    "Checks that images are in [0,1]; a GPU is waited for at the first batch, and the answer for later ones comes a batch later"
+    def __init__(self): self.first,self.pending = True,None
+    def add(self, x:Tensor):
+        "Check the batch `x`, now or later"
+        self.finish()
+        flat = x.detach().as_subclass(torch.Tensor).flatten(1)
+        ranges = torch.stack([flat.amin(1),flat.amax(1)])
+        if self.first or x.device.type == 'cpu': check_range(ranges.cpu())
+        else:
+            seen = torch.get_device_module(x.device).Event()
+            self.pending = ranges.to('cpu', non_blocking=True),seen
+            seen.record()
+        self.first = False
+    def finish(self):
+        "Raise for the batch before, if its answer is not read yet"
+        (ranges,seen),self.pending = self.pending or (None,None),None
+        if seen is None: return
+        seen.synchronize()
+        check_range(ranges, 'the batch before')
 
 # %% ../nbs/09_callback.ipynb #d02f6ca4
 @dataclass
@@ -228,11 +252,19 @@ class Shown(Method):
 # %% ../nbs/09_callback.ipynb #14bda003
 class MakesViews(Shown):
     "A method that makes the student's and the loss's input of a batch"
+    ranges = None
+    @contextmanager
+    def setting_up(self):
+        with replacing(self, 'ranges', Ranges()), super().setting_up():
+            yield
+            self.ranges.finish()
     def check_batch(self, x:Tensor, yb:tuple):
         "Raise for images or labels that cannot be trained on"
         if self.training and sum(self.shares) < 2:
             raise ValueError("a batch of one image has nothing to compare it with: train with bs of at least 2 and drop_last=True")
-        check_images(x, next(self.learn.model.parameters()).dtype)
+        if x.ndim == 4:
+            check_types(x, next(self.learn.model.parameters()).dtype)
+            if x.is_floating_point(): ifnone(self.ranges, Ranges()).add(x)
         if len(yb) and not isinstance(yb[0], Tensor):
             raise TypeError(f"labels must be tensors, got {type(yb[0]).__name__}, e.g. {first(yb[0])!r}: make them numbers, as "
                             "Categorize does, or leave them out")

@@ -73,12 +73,12 @@ class MomentumEncoder(nn.Module):
         torch._foreach_lerp_(list(ts), [ps[n] for n in names], 1-check_momentum(m))
 
 # %% ../nbs/06_momentum.ipynb #5f1e0dda
-def _nearest(z, embs, labels):
-    "Of `embs` and `labels` those most similar to each row of `z` by cosine; 64 MB of similarities at a time"
+def _nearest(z, embs, among):
+    "Which of `embs`, of those in the mask `among`, is most similar to each row of `z` by cosine; 64 MB of similarities at a time"
     with torch.autocast(z.device.type, enabled=False):
         z,keys = F.normalize(z.float(), dim=1),F.normalize(embs, dim=1)
-        i = torch.cat([(o @ keys.T).argmax(1) for o in z.split(max(2**24//len(keys), 1))])
-    return embs[i],labels[i]
+        parts = z.split(max(2**24//len(keys), 1))
+        return torch.cat([(o @ keys.T).masked_fill_(~among, -torch.inf).argmax(1) for o in parts])
 
 # %% ../nbs/06_momentum.ipynb #4846a10f
 class EmbeddingQueue(nn.Module):
@@ -117,6 +117,6 @@ class EmbeddingQueue(nn.Module):
     @torch.no_grad()
     def nearest(self, z:Tensor) -> tuple: # Of queries (n, dim) the neighbours (n, dim) and their labels (n,)
         "The real entry most similar to each query by cosine; the queries themselves while the queue is empty"
-        embs,labels = self.real
-        if not len(embs): return z.detach().clone(),torch.full((len(z),), self.label, device=z.device)
-        return _nearest(z, embs, labels)
+        real = torch.arange(self.K, device=z.device) < self.n_real           # a GPU need not say how many
+        i,empty = _nearest(z, self.embs, real),self.n_real == 0
+        return torch.where(empty, z, self.embs[i].to(z.dtype)),torch.where(empty, self.label, self.labels[i])

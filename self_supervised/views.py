@@ -7,6 +7,7 @@ __all__ = ['render']
 
 # %% ../nbs/00_views.ipynb #9723bd04
 import math
+from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,24 +33,18 @@ def warp(
     x:Tensor, # (B, c, H, W) images, uint8 or floats in [0,1]
     src:Tensor, # (n,) which image
     theta:Tensor, # (n, 2, 3), from `view_map`
-    factor:Tensor, # (n,), from `view_map`
-    size:tuple # Height and width of the views
+    factor:int, # From `view_map`, the same for all
+    size:tuple, # Height and width of the views
+    turned:bool=True # Is any of them rotated?
 ) -> Tensor: # (n, c, *size) fp32
     "Crop, flip, then rotate, in one bilinear sampling"
-    ks = factor.unique().tolist()
-    if len(ks) > 1:
-        out = torch.empty(len(src), x.shape[1], *size, device=x.device)
-        for k in ks:
-            i = factor == k
-            out[i] = warp(x, src[i], theta[i], factor[i], size)
-        return out
     v,u = (torch.arange(o, device=x.device)+.5-o/2 for o in size)
     grid = (theta[:,:,:1]*u + theta[:,:,2:])[:,:,None] + (theta[:,:,1:2]*v)[...,None]
     im = x.index_select(0, src)
     im = im.float()/255 if im.dtype == torch.uint8 else im.float()
-    if ks[0] > 1: im = F.interpolate(im, [-(-o//ks[0]) for o in x.shape[2:]], mode='area')
-    # without a rotation only half a pixel leaves the image, where both paddings agree
-    padding = 'reflection' if theta[:,[0,1],[1,0]].any() else 'border'
+    if factor > 1: im = F.interpolate(im, [-(-o//factor) for o in x.shape[2:]], mode='area')
+    # without a rotation only half a pixel leaves the image, where both paddings agree; MPS has reflection alone
+    padding = 'reflection' if turned or x.device.type == 'mps' else 'border'
     return F.grid_sample(im, grid.permute(0,2,3,1), padding_mode=padding, align_corners=False)
 
 # %% ../nbs/00_views.ipynb #ae09792f
@@ -62,13 +57,14 @@ def _taps(n, r, device):
 
 def blur(
     v:Tensor, # (n, c, h, w) views
-    sigma:Tensor # (n,) standard deviation in pixels; 0 does not blur
+    sigma:Tensor, # (n,) standard deviation in pixels; 0 does not blur
+    most:float|None=None # The largest sigma, if it is known; else it is asked for
 ) -> Tensor: # (n, c, h, w)
     "Gaussian blur, each view with its own sigma"
     n,c,h,w = v.shape
-    reach = (3*sigma).ceil()
-    r = min(int(reach.max()), h-1, w-1)
+    r = min(math.ceil(3*(float(sigma.max()) if most is None else most)), h-1, w-1)
     if r < 1: return v
+    reach = (3*sigma).ceil()
     t = torch.arange(-r, r+1, device=v.device)
     g = torch.exp(-.5*(t/sigma.clamp(min=1e-3)[:,None]).square())*(t.abs() <= reach[:,None])
     g = g/g.sum(1, keepdim=True)
@@ -83,7 +79,7 @@ _hue = [(_yiq.inverse() @ torch.tensor(m, dtype=torch.double) @ _yiq).float() fo
 
 def _hue_matrix(h):
     "(n, 3, 3): rotations of the chroma in YIQ by `h` (n,) turns, as torchvision's `hue_factor`"
-    fixed,cos,sin = (o.to(h.device) for o in _hue)
+    fixed,cos,sin = _hue
     h = 2*math.pi*h[:,None,None]
     return fixed + h.cos()*cos + h.sin()*sin
 
@@ -93,38 +89,74 @@ def color_matrices(
     c:int=3 # Channels
 ) -> tuple: # A and M, (n, c, c): colours become A @ colour + M @ mean colour of the view
     "Brightness, contrast, saturation, hue and grey in one; the first two alone unless there are three channels"
-    n,dev = len(p['hue']),p['hue'].device
     b,con,s = (p[o][:,None,None] for o in ('brightness','contrast','saturation'))
-    to_grey = torch.tensor(_grey, device=dev) if c == 3 else torch.full((c,), 1/c, device=dev)
-    to_grey = to_grey.expand(c, c)
-    eye = torch.eye(c, device=dev)
-    m = eye.expand(n, c, c)
+    to_grey = torch.tensor(_grey if c == 3 else [1/c]*c).expand(c, c)
+    eye = torch.eye(c)
+    m = eye.expand(len(b), c, c)
     if c == 3:
         m = _hue_matrix(p['hue']) @ (s*eye + (1-s)*to_grey)
         m = torch.where(p['grey'][:,None,None], to_grey @ m, m)
     return b*con*m,b*(1-con)*(m @ to_grey)
 
 # %% ../nbs/00_views.ipynb #82e39b42
-def _paint(v, a, m, solarize, norm):
-    "Views with the colours of `color_matrices`, clamped to [0,1], solarised and normalised"
+def _paint(v, a, m, black, white, solarised):
+    "Views with the colours of matrices that normalise as well, clamped to the normalised black and white, and those in `solarised` inverted"
     x = v.flatten(2)
-    mean,std = norm or (v.new_zeros(v.shape[1]),v.new_ones(v.shape[1]))
-    mean,std = mean[:,None],std[:,None]
-    black,white = -mean/std,(1-mean)/std
-    x = torch.baddbmm((m @ x.mean(2, keepdim=True)-mean)/std, a/std, x)
+    x = torch.baddbmm(m @ x.mean(2, keepdim=True)+black, a, x)
     torch.maximum(x, black, out=x)
     torch.minimum(x, white, out=x)
-    i = solarize.nonzero()[:,0]
-    if len(i): x[i] = torch.where(x[i] >= (black+white)/2, black+white-x[i], x[i])
+    if len(solarised):
+        some = x[solarised]
+        x[solarised] = torch.where(some >= (black+white)/2, black+white-some, some)
     return x.view_as(v)
 
 # %% ../nbs/00_views.ipynb #a7dd09a5
-def _chunk(x, size):
-    "Views that fit the cache of a CPU, or 256 MB of other devices, and whose images fit 64 MB"
-    view,image = 4*x.shape[1]*size[0]*size[1],4*x[0].numel()
-    cache = 3*2**19 if x.device.type == 'cpu' else 2**28
-    return max(1, min(max(8, cache//view), 2**26//image))
+@lru_cache(None)
+def _room(device):
+    "Bytes that images and views in work may take on a GPU: a 64th of its memory"
+    info = getattr(torch.get_device_module(device), 'mem_get_info', None)
+    return (info(device)[1] if info else 2**34)//64
 
+def _chunk(x, size):
+    "How many views are made at a time: those that fit the cache of a CPU, with images of at most 64 MB, or the room on a GPU"
+    view,image = 4*x.shape[1]*size[0]*size[1],4*x[0].numel()
+    if x.device.type == 'cpu': return max(1, min(max(8, 3*2**19//view), 2**26//image))
+    return max(1, _room(x.device)//(4*view+2*image))
+
+def _in_order(p, factor, chunk):
+    "Chunks of the views' numbers, of like blur; in them, those of one factor together"
+    return [i[factor[i].argsort(stable=True)] for i in p['sigma'].argsort().split(chunk)]
+
+# %% ../nbs/00_views.ipynb #b2299fe8
+def sent(
+    device:torch.device,
+    *tensors:Tensor # On the processor, of one type
+) -> list: # The same on `device`
+    "Small tensors by one copy, which is not waited for"
+    if device.type == 'cpu': return list(tensors)
+    flat = torch.cat([o.flatten() for o in tensors])
+    if device.type != 'mps': flat = flat.pin_memory()
+    flat = flat.to(device, non_blocking=True)
+    return [o.view(t.shape) for o,t in zip(flat.split([t.numel() for t in tensors]), tensors)]
+
+# %% ../nbs/00_views.ipynb #28b1d987
+def _groups(factor, start):
+    "Where in a chunk that begins at `start` the views of each factor are"
+    ks,ns = factor.unique_consecutive(return_counts=True)
+    ends = (start+ns.cumsum(0)).tolist()
+    return list(zip(ks.tolist(), [start,*ends], ends))
+
+def _plan(p, hw, size, c, norm, chunk):
+    "Numbers of the views by chunk, matrices and factors in this order, and what the normalisation makes of black and white"
+    theta,factor = view_map(p, hw, size)
+    a,m = color_matrices(p, c)
+    mean,std = (o.cpu()[:,None] for o in norm or (torch.zeros(c),torch.ones(c)))
+    chunks = _in_order(p, factor, chunk)
+    i = torch.cat(chunks)
+    colours = [(a/std)[i],(m/std)[i],-mean/std,(1-mean)/std]
+    return chunks,factor[i],[theta[i],p['sigma'][i],*colours]
+
+# %% ../nbs/00_views.ipynb #d95ff501
 @torch.no_grad()
 def render(
     x:Tensor, # (B, c, H, W) images, uint8 or floats in [0,1]
@@ -134,14 +166,20 @@ def render(
     chunk:int|None=None # Views in work at a time; None is what fits the cache
 ) -> Tensor: # (n, c, *size) fp32
     "The views that `p` describes"
-    out = torch.empty(len(p['src']), x.shape[1], *size, device=x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        theta,factor = view_map(p, x.shape[2:], size)
-        a,m = color_matrices(p, x.shape[1])
-        for i in p['sigma'].argsort().split(chunk or _chunk(x, size)):
-            v = warp(x, p['src'][i], theta[i], factor[i], size)
-            v = blur(v, p['sigma'][i])
-            out[i] = _paint(v, a[i], m[i], p['solarize'][i], norm)
+    p,n = {k:v.cpu() for k,v in p.items()},len(p['src'])
+    out = torch.empty(n, x.shape[1], *size, device=x.device)
+    with torch.autocast(x.device.type, enabled=False), torch.autocast('cpu', enabled=False):
+        chunks,factor,numbers = _plan(p, x.shape[2:], size, x.shape[1], norm, chunk or _chunk(x, size))
+        theta,sigma,a,m,black,white = sent(x.device, *numbers)
+        solarised = [p['solarize'][i].nonzero()[:,0] for i in chunks]
+        order,src,*solarised = sent(x.device, torch.cat(chunks), p['src'][torch.cat(chunks)], *solarised)
+        at = 0
+        for i,sol in zip(chunks, solarised):
+            end,most,turned = at+len(i),float(p['sigma'][i].max()),bool(p['angle'][i].any())
+            vs = [warp(x, src[s:e], theta[s:e], k, size, turned) for k,s,e in _groups(factor[at:end], at)]
+            v = blur(torch.cat(vs) if len(vs) > 1 else vs[0], sigma[at:end], most)
+            out[order[at:end]] = _paint(v, a[at:end], m[at:end], black, white, sol)
+            at = end
     return out
 
 # %% ../nbs/00_views.ipynb #13ada4db
@@ -156,12 +194,11 @@ def draw_crops(
     n:int, # How many
     hw:tuple, # Height and width of the images
     scale:tuple, # Range of the crop's share of the area
-    ratio:tuple, # Range of its width over its height, log-uniform
-    device:str|torch.device|None=None
+    ratio:tuple # Range of its width over its height, log-uniform
 ) -> dict: # (n,) tensors `top`, `left`, `height`, `width`
     "Crops as torchvision's `RandomResizedCrop` draws them"
     H,W = hw
-    area,r,top,left = torch.rand(4, n, 10, device=device)
+    area,r,top,left = torch.rand(4, n, 10)
     area = H*W*(scale[0]+(scale[1]-scale[0])*area)
     low,high = (math.log(o) for o in ratio)
     r = torch.exp(low+(high-low)*r)

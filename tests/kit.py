@@ -63,7 +63,7 @@ def make_dls(bs=8, n=45, labels=True, tfms=None, n_inp=1, **kw):
         dl = lambda: TfmdDL([(image(i),) for i in range(n)], bs=bs, num_workers=0, **kw)
         return DataLoaders(dl(), dl())
     ds = Datasets(range(n), tfms, splits=(list(range(n-12)), list(range(n-12,n))), n_inp=n_inp)
-    return ds.dataloaders(bs=bs, num_workers=0, device='cpu', **kw)
+    return ds.dataloaders(bs=bs, num_workers=0, **{'device':'cpu', **kw})
 
 def loaders(name, items, bs=8, **kw):
     "Of a list of images, or of images and labels; the tokens that the method may need are put behind the image"
@@ -77,12 +77,13 @@ def dls_of(name, **kw):
     "`make_dls` with the texts that the method may need"
     return make_dls(n_inp=METHODS[name].cb.n_inp, **kw)
 
-def make(name, dls=None, cbs=None, size=16, loss_func=None, model=None, stats=imagenet_stats, path=None, opt_func=None, **kw):
+def make(name, dls=None, cbs=None, size=16, loss_func=None, model=None, stats=imagenet_stats, path=None, opt_func=None, views=None,
+         device='cpu', **kw):
     o = METHODS[name]
     set_seed(0)
     more = dict(opt_func=opt_func) if opt_func else {}
-    return Learner(dls or dls_of(name), model or o.model(create_encoder('test_resnet', False)), loss_func=loss_func, path=path,
-                   cbs=[o.cb(o.augs(size, stats=stats), **{**o.args, **kw}), *(cbs or [])], **more)
+    return Learner(dls or dls_of(name, device=device), model or o.model(create_encoder('test_resnet', False)), loss_func=loss_func, path=path,
+                   cbs=[o.cb(views or o.augs(size, stats=stats), **{**o.args, **kw}), *(cbs or [])], **more)
 
 def fit(learn, n=1, lr=1e-3, **kw):
     with learn.no_bar(), learn.no_logging(): learn.fit(n, lr, **kw)

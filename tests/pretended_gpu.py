@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 import fastai.torch_core, torch
+from fastai.callback.core import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -17,8 +18,14 @@ current = 0
 random_states = {}                                       # of each device
 root = str(Path(__file__).parent.parent)
 
+class Event:
+    "What was asked for is done at once"
+    def record(self): pass
+    def synchronize(self): pass
+
 class Backend(_DummyBackendModule):
     "`torch.pretended`, as `torch.cuda`"
+    Event = Event
     def init(self): pass
     def is_initialized(self): return True
     def is_available(self): return True
@@ -82,7 +89,7 @@ counts = None                                            # waits, copies and ope
 
 def place():
     "The function of the library that is innermost on the stack, else of fastai, with the module's name"
-    for where in (root+'/self_supervised/', '/fastai/', ''):
+    for where in (root+'/self_supervised/', '/fastai/', '/torch/'):
         own = [o for o in traceback.extract_stack() if where in o.filename and o.name not in ('_with_events','method','setting_up')]
         if own: return f'{Path(own[-1].filename).stem}.{own[-1].name}'
 
@@ -97,6 +104,16 @@ def counting():
     try: yield counts
     finally: counts = was
 
+class CountStep(Callback):
+    "Counts the second step of a fit, with the loading of its batch"
+    order = 1000
+    def after_batch(self):
+        if not self.training: return
+        if self.iter == 0:
+            self.counting = counting()
+            self.found = self.counting.__enter__()
+        elif self.iter == 1: self.__dict__.pop('counting').__exit__(None, None, None)
+
 # tensors
 
 class Pretended(torch.Tensor):
@@ -108,6 +125,7 @@ class Pretended(torch.Tensor):
         t.inner = inner
         return t
     def __repr__(self, *args, **kwargs): return f"Pretended({self.inner}, device='{self.device}')"
+    def __reduce_ex__(self, protocol): return self.inner.__reduce_ex__(protocol)         # files hold values, and say of no device
     @classmethod
     def __torch_dispatch__(cls, f, types, args=(), kwargs=None): return run(f, args, kwargs or {})
 
@@ -128,13 +146,15 @@ def check(name, args, there, here):
     devices = {o.device for o in there if o.ndim}
     if len(devices) > 1: raise mixed(name, ' and '.join(sorted(map(str, devices))))
 
+def count_copy(x, non_blocking):
+    "One to the GPU waits unless `x` is pinned; one from it, whose target torch pins, does not"
+    if not (non_blocking and (isinstance(x, Pretended) or x.is_pinned())): count('copies')
+
 def count_waits(name, args, there, target, kwargs):
     if counts is None: return
     counts['ops'][name] += 1
-    if name == '_to_copy' and bool(there) != (target is not None):
-        if there or not kwargs.get('non_blocking'): count('copies')
-    elif name == 'copy_' and isinstance(args[0], Pretended) != isinstance(args[1], Pretended):
-        if not (len(args) > 2 and args[2]): count('copies')
+    if name == '_to_copy' and bool(there) != (target is not None): count_copy(args[0], kwargs.get('non_blocking'))
+    elif name == 'copy_' and isinstance(args[0], Pretended) != isinstance(args[1], Pretended): count_copy(args[1], (*args,False)[2])
     elif there and (name in VALUES or name in INDEXED and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])):
         count('waits')
 
@@ -183,9 +203,11 @@ class Everywhere(TorchDispatchMode):
     "Operations that make a tensor are asked for a device, too"
     def __torch_dispatch__(self, f, types, args=(), kwargs=None): return run(f, args, kwargs or {})
 
+torch.serialization.register_package(5, lambda o: None, lambda o, place: o if place.startswith(KIND) else None)
+
 # what torch does to a tensor without an operation
 
-def as_subclass(was, self, cls): return self if isinstance(self, Pretended) else was(self, cls)
+def as_subclass(was, self, cls): return self if isinstance(self, Pretended) or issubclass(cls, Pretended) else was(self, cls)
 
 def numpy(was, self, *args, **kwargs):
     if not isinstance(self, Pretended): return was(self, *args, **kwargs)
@@ -196,11 +218,18 @@ def tolist(was, self):
     count('waits')
     return was(self.inner)
 
+def is_pinned(was, self): return getattr(self, 'pinned', False)
+
+def pin_memory(was, self):
+    res = self.clone()
+    res.pinned = True
+    return res
+
 @contextmanager
 def pretending(i=None):
     "The machine has GPUs, and fastai takes the current one"
     if i is not None: backend.set_device(i)
-    changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f) for f in (as_subclass,numpy,tolist)]
+    changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f) for f in (as_subclass,numpy,tolist,is_pinned,pin_memory)]
     for owner,name,was,f in changes: setattr(owner, name, lambda *args, f=f, was=was, **kwargs: f(was, *args, **kwargs))
     devices = [m for m in list(sys.modules.values()) if getattr(m, 'default_device', None) is fastai.torch_core.default_device]
     was = fastai.torch_core.default_device

@@ -70,10 +70,18 @@ def test_fp32_under_autocast():
     with torch.autocast('cpu', torch.bfloat16): set_seed(0); torch.testing.assert_close(pipe(x), want)
 
 def test_another_device():
-    "Nothing but the batch says where to compute: the meta device refuses any mixture"
-    x = torch.empty(4,3,32,32, device='meta')
-    p = ViewAugs((16,16), (.2,1.), (3/4,4/3), .5, 30., .5, (.4,.4,.4,.1), .8, .2).draw(x)
-    assert {v.device.type for v in p.values()} == {'meta'}
+    "The same draws and views on a GPU, for which nothing is waited"
+    from pretended_gpu import counting, pretending
+    x,aug = torch.rand(30,3,70,70),get_batch_augs(24, resize_scale=(.1,1.), rotate_p=.5, solarize=True).fs[0]
+    set_seed(0); want = aug.apply(x, aug.draw(x))
+    with pretending() as gpu:
+        on_gpu = x.to(gpu)
+        aug.apply(on_gpu, aug.draw(on_gpu))                                  # constants are made once
+        set_seed(0)
+        with counting() as found: got = aug.apply(on_gpu, aug.draw(on_gpu))
+        got = got.cpu()
+    torch.testing.assert_close(got, want.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-4)
+    assert not found['waits'] and not found['copies'], found
 
 def test_replay():
     "Drawn parameters give the same views again, whatever the chunks and the order"

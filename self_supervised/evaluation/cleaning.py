@@ -43,7 +43,8 @@ def _parts(x, cuts):
     left,right,top,bottom = cuts.flatten(0, 1).T
     unmoved = dict(flip=torch.zeros(n*w, dtype=torch.bool), angle=torch.zeros(n*w))
     p = dict(left=left*W, top=top*H, width=(1-left-right)*W, height=(1-top-bottom)*H, **unmoved)
-    return warp(x, torch.arange(n).repeat_interleave(w), *view_map(p, (H,W), (H,W)), (H,W)).view(n, w, -1)
+    theta,_ = view_map(p, (H,W), (H,W))                              # parts are no larger than the image, which is not reduced
+    return warp(x, torch.arange(n).repeat_interleave(w), theta, 1, (H,W), turned=False).view(n, w, -1)
 
 def _best_part(x, y, cuts, steps=()):
     "Concordance of images `y` with the part of `x` that is most like it: one of `cuts`, its edges moved by `steps`"

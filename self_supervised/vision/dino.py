@@ -106,7 +106,7 @@ class CentredMixin(StagedMixin):
         super().attach(model)
         keep(model, 'center', self.name, lambda: torch.zeros(projection_size(model), device=next(model.parameters()).device))
     @torch.no_grad()
-    def push(self, t): self.center.lerp_(all_reduce(t.sum(0))/all_reduce(t.new_tensor(len(t))), 1-self.cmom)
+    def push(self, t): self.center.lerp_(all_reduce(t.sum(0))/all_reduce(t.new_full((), len(t))), 1-self.cmom)
 
 # %% ../../nbs/29_vision.dino.ipynb #e469814f
 class DINO(CentredMixin, TeacherCallback):

@@ -13,6 +13,7 @@ from ..collectives import sum_over, world
 from ..losses import by_rows, check_z
 from ..callback import *
 from ..processes import parted
+from ..views import sent
 
 # %% ../../nbs/30_vision.lejepa.ipynb #9668f11b
 @delegates(create_projection_model)
@@ -42,7 +43,7 @@ def sigreg(z:Tensor, # (n, d) embeddings of one view
         t = torch.linspace(0, t_max, knots, device=z.device)
         goal = (-t.square()/2).exp()
         w = 2*t[1]*goal
-        w[[0,-1]] /= 2
+        w[0] /= 2; w[-1] /= 2
         def mean(x): return (sum_over(x.sum(0), alike=True) if total else x.sum(0))/n
         def part(i, z):
             x = (z @ directions[:,i])[...,None]*t
@@ -61,7 +62,8 @@ def lejepa(z:Tensor, # (VB, d) embeddings, first views then second views, ...
     check_z(z, n_views)
     with torch.autocast(z.device.type, enabled=False):
         views = z.float().view(n_views, -1, z.shape[1])
-        centre = views[list(range(n_views)) if large_ids is None else list(large_ids)].mean(0)
+        large = views if large_ids is None else torch.stack([views[i] for i in large_ids])
+        centre = large.mean(0)
         inv = (views-centre).square().sum()/(n_views*(total or views.shape[1])*z.shape[1])
         reg = sum(sigreg(o, directions, total=total) for o in views)/n_views
         return (1-lmb)*inv + lmb*reg,(inv,reg)
@@ -100,7 +102,8 @@ class LeJEPA(TermsMixin, SSLCallback):
 
     @parted
     def lf(self, pred, *yb):
-        loss,terms = lejepa(pred, self.directions(pred.shape[1]).to(pred.device), self.lmb, self.n_views, self.large_crop_ids,
-                            sum(self.shares) if self.distributed else None)
+        directions, = sent(pred.device, self.directions(pred.shape[1]))
+        total = sum(self.shares) if self.distributed else None
+        loss,terms = lejepa(pred, directions, self.lmb, self.n_views, self.large_crop_ids, total)
         self.note_terms(terms)
         return loss

@@ -58,7 +58,7 @@ class NNCLR(QueueMixin, SSLCallback):
         print_augs:bool=False # Print the pipelines
     ):
         super().__init__(aug_pipelines, print_augs)
-        self.K,self.temp,self.within,self._share = K,check_temp(temp),within,None
+        self.K,self.temp,self.within,self._found = K,check_temp(temp),within,None
 
     @classmethod
     def suggest(cls, s, a):
@@ -66,7 +66,9 @@ class NNCLR(QueueMixin, SSLCallback):
 
     def nn_share(self) -> float|None:
         "Share of the last batch's neighbours that have the query's class; use it as `ValueMetric(learn.nnclr.nn_share)`"
-        return self._share
+        if self._found is None: return None
+        same,known = self._found
+        return same[known].float().mean().item() if known.any() else None
 
     def trivial_loss(self, y, *yb): return math.log(2*len(y)-1 if self.within else len(y))
     @parted
@@ -74,8 +76,8 @@ class NNCLR(QueueMixin, SSLCallback):
         p,z = pred
         nn,labels = self.nearest(z)
         if y.ndim == 1 and not y.is_floating_point():
-            known = (labels >= 0) & (y.repeat(2) >= 0)
-            self._share = (labels == y.repeat(2))[known].float().mean().item() if known.any() else None
+            own = y.repeat(2)
+            self._found = labels == own,(labels >= 0) & (own >= 0)           # to be counted when somebody asks, who then waits
         self.stage(F.normalize(z.float(), dim=1)[:len(y)], y)
         return nnclr(nn, p, self.temp, self.own_rows(), self.within)
     def nearest(self, z):

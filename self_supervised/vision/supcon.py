@@ -103,6 +103,10 @@ class PartlyLabelled:
     def unsup_mask(self, yb):
         "Which images have no label"
         return torch.zeros_like(yb, dtype=torch.bool) if self.unsup_class_id is None else yb == self.unsup_class_id
+    @staticmethod
+    def places(mask):
+        "Numbers of the images in a mask: a GPU is waited for once, and not at each use of the mask, and on the way back again"
+        return mask.nonzero()[:,0]
 
     @parted
     def lf(self, pred, *yb):
@@ -141,7 +145,7 @@ class SupCon(PartlyLabelled, SSLCallback):
         n,keep = len(pred)//len(yb),None
         if self.unsup_method == UnsupMethod.Only:
             keep = self.unsup_mask(yb).repeat(n)
-            pred = pred[keep]
+            pred = pred[self.places(keep)]
         rows = self.own_rows(n, keep)
         return nt_xent(pred, self.temp, n, rows) if len(pred) else pred.float().sum()*0
 
@@ -149,7 +153,8 @@ class SupCon(PartlyLabelled, SSLCallback):
         "Supervised contrastive loss of the labelled images"
         y = yb.repeat(len(pred)//len(yb))
         keep = ~self.unsup_mask(y)
-        return supcon(pred[keep], y[keep], self.temp, self.own_rows(len(pred)//len(yb), keep))
+        i = self.places(keep)
+        return supcon(pred[i], y[i], self.temp, self.own_rows(len(pred)//len(yb), keep))
 
 # %% ../../nbs/21_vision.supcon.ipynb #b9b0c200
 class SupConMOCO(PartlyLabelled, KeyQueueCallback):
@@ -179,16 +184,18 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
 
     def unsup_lf(self, pred, key_embs, labels):
         "InfoNCE among the batch's keys, then the queue's; with `Only`, of unlabelled queries among unlabelled candidates"
-        queue,i = self.emb_queue,None
+        queue,keep = self.emb_queue,None
         if self.unsup_method == UnsupMethod.Only:
-            i = self.unsup_mask(labels)
-            pred,key_embs,queue = pred[i],key_embs[i],queue[self.unsup_mask(self.label_queue)]
-        rows = self.own_rows(keep=i)
+            keep = self.unsup_mask(labels)
+            i,j = self.places(keep),self.places(self.unsup_mask(self.label_queue))
+            pred,key_embs,queue = pred[i],key_embs[i],queue[j]
+        rows = self.own_rows(keep=keep)
         return info_nce(pred, key_embs, queue, self.temp, rows=rows) if len(pred) else pred.float().sum()*0
 
     def sup_lf(self, pred, key_embs, labels):
         "Supervised contrastive loss of the labelled queries among the labelled keys, then the queue's"
         queue,qlabels = self.queue.real
-        i,j = ~self.unsup_mask(labels),~self.unsup_mask(qlabels)
+        keep = ~self.unsup_mask(labels)
+        i,j = self.places(keep),self.places(~self.unsup_mask(qlabels))
         cands,known = torch.cat([key_embs[i],queue[j]]),torch.cat([labels[i],qlabels[j]])
-        return supcon_keys(pred[i], labels[i], cands, known, self.temp, self.own_rows(keep=i))
+        return supcon_keys(pred[i], labels[i], cands, known, self.temp, self.own_rows(keep=keep))
