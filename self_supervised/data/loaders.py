@@ -47,30 +47,6 @@ def batch_labels(b:object, n_inp:int=1) -> object|None: # `None` if there are no
     "The labels of a batch, or the one of an item: what stands behind its `n_inp` inputs"
     return b[n_inp] if isinstance(b, (tuple,list,L)) and len(b) > n_inp else None
 
-# %% ../../nbs/13_data.loaders.ipynb #f49f93d2
-def _reader(ds):
-    "What reads the images of a data set, if that is a `ReadImage` alone"
-    tls = getattr(ds, 'tls', [])
-    fs = tls[0].tfms.fs if len(tls) else []
-    return fs[0] if len(fs) == 1 and isinstance(fs[0], ReadImage) else None
-
-def _items(tl):
-    "Items of `tl`, also those in a data frame"
-    items = L(tl.items, use_list=None)
-    return [items[i] for i in range(len(tl))]
-
-def _values(tl):
-    "All of `tl`: a tensor, if they are classes"
-    ys = _classes(tl) if len(tl) else None
-    return tl if ys is None else TensorCategory(ys)
-
-def _rows(reader, tls):
-    "Reader, rows of the images in its cache, and what comes with them; `None` if some images are not there"
-    rows = [reader.row(o) for o in _items(tls[0])]
-    if None in rows: return
-    with no_random_change():                                        # a text is drawn to see what it is
-        return reader,np.array(rows),[_values(o) for o in tls[1:]]
-
 # %% ../../nbs/13_data.loaders.ipynb #009c628c
 def _on_tensors(f, b): return apply(lambda o: f(o) if isinstance(o, Tensor) else o, b)
 
@@ -99,21 +75,66 @@ def in_flight(batches:Iterable, device:torch.device, ahead:bool=False) -> Iterab
         _on_tensors(lambda o: o.record_stream(main), b)                     # or the memory could be given away too soon
         yield b
 
+# %% ../../nbs/13_data.loaders.ipynb #1edd787e
+class InFlightDL(TfmdDL):
+    "Loader whose batches a GPU fetches by itself, while it computes"
+    @property
+    def own_device(self) -> torch.device|None:
+        "The GPU, which is this process's own if there are several; `None` in a worker, and without a GPU"
+        if get_worker_info() or not fetches(self.device): return
+        if num_distrib() < 2: return self.device
+        return torch.device(self.device.type, torch.get_device_module(self.device).current_device())
+
+    def sent(self, batches, ahead=False):
+        device = self.own_device
+        return batches if device is None else in_flight(batches, device, ahead)
+    def create_batches(self, samps): return self.sent(super().create_batches(samps))
+
+    def __iter__(self):
+        "fastai's, where batches of workers are sent before it copies them"
+        if not self.fake_l.num_workers or self.own_device is None:
+            yield from super().__iter__()
+            return
+        self.randomize()
+        self.before_iter()
+        self._DataLoader__idxs = self.get_idxs()                         # which workers ask for
+        for b in self.sent(_loaders[0](self.fake_l), ahead=True):
+            yield self.after_batch(tuple(b) if isinstance(b, list) else b)       # a list with `pin_memory`
+        self.after_iter()
+        vars(self).pop('it', None)
+
+# %% ../../nbs/13_data.loaders.ipynb #f49f93d2
+def _reader(ds):
+    "What reads the images of a data set, if that is a `ReadImage` alone"
+    tls = getattr(ds, 'tls', [])
+    fs = tls[0].tfms.fs if len(tls) else []
+    return fs[0] if len(fs) == 1 and isinstance(fs[0], ReadImage) else None
+
+def _items(tl):
+    "Items of `tl`, also those in a data frame"
+    items = L(tl.items, use_list=None)
+    return [items[i] for i in range(len(tl))]
+
+def _values(tl):
+    "All of `tl`: a tensor, if they are classes"
+    ys = _classes(tl) if len(tl) else None
+    return tl if ys is None else TensorCategory(ys)
+
+def _rows(reader, tls):
+    "Reader, rows of the images in its cache, and what comes with them; `None` if some images are not there"
+    rows = [reader.row(o) for o in _items(tls[0])]
+    if None in rows: return
+    with no_random_change():                                        # a text is drawn to see what it is
+        return reader,np.array(rows),[_values(o) for o in tls[1:]]
+
 # %% ../../nbs/13_data.loaders.ipynb #b836bcf1
 @delegates()
-class GatherDL(TfmdDL):
-    "Loader whose batches are gathered in one call from decoded images, where its data set has them, and do not make a GPU wait"
+class GatherDL(InFlightDL):
+    "Loader whose batches are gathered in one call from decoded images, where its data set has them"
     def __init__(self, dataset:object=None, bs:int|None=64, **kwargs):
         super().__init__(dataset, bs, **kwargs)
         reader = _reader(dataset)
         if isinstance(getattr(reader, 'cache', None), DeviceImages): self.fake_l.num_workers = 0      # who cannot get there
-
-    @property
-    def own_device(self) -> torch.device|None:
-        "The device that batches are sent to; `None` in a worker, and where fastai copies them"
-        if get_worker_info() or not fetches(self.device): return
-        if num_distrib() < 2: return self.device
-        return torch.device(self.device.type, torch.get_device_module(self.device).current_device())
 
     def decoded(self) -> tuple|None: # Reader, rows, labels
         "Where the images of the data set are, if all of them are decoded and nothing else is done to one at a time"
@@ -132,32 +153,18 @@ class GatherDL(TfmdDL):
         others = (super(GatherDL, self).do_item((s+k)%n) for k in range(1, n))
         return first(o for o in others if o is not None)
 
-    def gathered(self, samps, reader, rows, labels, pin):
+    def gathered(self, samps, reader, rows, labels):
         "Batches of decoded images"
-        image = TensorImageBW if reader.n_in == 1 else TensorImage
+        image,pin = TensorImageBW if reader.n_in == 1 else TensorImage,self.own_device is not None
         for b in chunked(samps, self.bs, self.drop_last):
             ys = [o[b] if isinstance(o, Tensor) else self.do_batch([o[i] for i in b]) for o in labels]
             yield (image(reader.cache.batch(rows[b], pin)),*ys)
 
     def create_batches(self, samps):
-        decoded,device = self.decoded(),self.own_device
-        batches = self.gathered(samps, *decoded, pin=device is not None) if decoded else super().create_batches(samps)
-        draws = not decoded or any(not isinstance(o, Tensor) for o in decoded[2])
-        return batches if device is None else in_flight(batches, device, ahead=not draws)
-
-    def __iter__(self):
-        "fastai's, where nobody waits for what workers bring, either"
-        if not (self.fake_l.num_workers and self.own_device): return super().__iter__()
-        return self.with_workers()
-
-    def with_workers(self):
-        self.randomize()
-        self.before_iter()
-        self._DataLoader__idxs = self.get_idxs()                         # which fastai calls so
-        for b in in_flight(_loaders[0](self.fake_l), self.own_device, ahead=True):
-            yield self.after_batch(tuple(b) if isinstance(b, list) else b)             # a list if `pin_memory`
-        self.after_iter()
-        vars(self).pop('it', None)
+        decoded = self.decoded()
+        if not decoded: return super().create_batches(samps)
+        nothing_drawn = all(isinstance(o, Tensor) for o in decoded[2])
+        return self.sent(self.gathered(samps, *decoded), ahead=nothing_drawn)
 
     def show_batch(self, b=None, max_n:int=9, ctxs:list|None=None, **kwargs):
         "fastai's; it would draw images with texts one below the other"
