@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, PIL.Image, pretended_gpu, pytest, torch, warm
 from collections import Counter
 from fastai.vision.all import (Callback, CategoryBlock, DataBlock, Datasets, ImageBlock, ImageDataLoaders, IntToFloatTensor, Learner,
-                               PILImage, RandomSplitter, Resize, ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed)
+                               PILImage, RandomSplitter, Resize, ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed, to_device)
 from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, SupCon, classifier_learner, create_encoder, create_simclr_model,
                                         create_supcon_model, decoded_once, embed, export_onnx, find_images, folder_dls, get_features,
                                         get_simclr_aug_pipelines, get_supcon_aug_pipelines, labelled_dls, layer_lrs, load_encoder,
@@ -356,7 +356,9 @@ def test_batches_in_flight(few, how):
     with pretending(0) as G:
         dl = few_dls(few, how).train
         for _ in range(2):
-            with counting() as c: got = epoch(dl)
+            with counting() as c:
+                got = epoch(dl)
+                if how != 'workers': to_device(list(dl.create_batches(range(8))))      # as `DistributedDL` takes them
             assert not c['waits'] and not c['copies']
         assert dl.one_batch()[0].device == G
     assert len(want) == len(got) > 2
@@ -391,6 +393,8 @@ def test_images_on_the_device(messy, few, tmp_path, monkeypatch):
     dls.show_batch(max_n=2)
     make('sim_clr', dls, path=tmp_path).export('learner')
     assert dls.train.decoded()[0].cache.images[0].numpy().tobytes() not in (tmp_path/'learner').read_bytes()
+    new = load_learner(tmp_path/'learner').dls.test_dl(dls.valid_ds.items, num_workers=0)                # files are read again
+    assert torch.equal(new.one_batch()[0], dls.valid.one_batch()[0])
     want = quiet(folder_dls, messy, cache=tmp_path/'c', device='cpu', **args)
     with pretending(0) as G:
         dls = quiet(folder_dls, messy, cache='device', num_workers=2, **args)
