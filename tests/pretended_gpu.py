@@ -1,7 +1,7 @@
 """A GPU that is pretended, for tests on machines without one: a device of torch whose tensors hold real values on the processor.
 
 Tensors of two devices do not meet, `numpy()` is refused, random numbers are the device's own. Autograd, autocast, GradScaler and BatchNorm
-run as on CUDA. `counting()` counts what a GPU would be waited for. There are `N` of them; `current` is this process's."""
+run as on CUDA, and streams copy on their own. `counting()` counts what a GPU would be waited for. There are `N` of them; `current` is this process's."""
 import sys, traceback
 from collections import Counter
 from contextlib import contextmanager
@@ -39,6 +39,13 @@ class Backend(_DummyBackendModule):
         for i in range(N): random_states[i] = torch.Generator().manual_seed(seed).get_state()
     def get_rng_state(self, device=None): return random_states[index(device)].clone()
     def set_rng_state(self, state, device=None): random_states[index(device)] = state.clone()
+    def mem_get_info(self, device=None): return free,free
+    def current_stream(self, device=None): return streams[-1]
+    @contextmanager
+    def stream(self, s):
+        streams.append(s)
+        try: yield
+        finally: streams.pop()
     def get_amp_supported_dtype(self): return [torch.float16, torch.bfloat16, torch.float32]
     @contextmanager
     def device(self, i):
@@ -46,6 +53,20 @@ class Backend(_DummyBackendModule):
         self.set_device(i)
         try: yield
         finally: self.set_device(was)
+
+class Stream:
+    "What it copies arrives when another stream waits for it, and not before"
+    def __init__(self, device=None): self.copies = []
+    def record_event(self):
+        copies,self.copies = self.copies,[]
+        return copies
+    def wait_event(self, event):
+        for there,here in event: there.copy_(here)
+
+Backend.Stream = Stream
+free = 2**30                                             # bytes of each GPU
+streams = [Stream()]                                     # the current one is last
+pinned = {}                                              # memory by its address, which keeps it from being given to others
 
 def index(device):
     "The number of a device; the current one's for None or one without a number"
@@ -186,13 +207,18 @@ def run(f, args, kwargs):
     tensors = [o for o in tree_flatten((args, kwargs))[0] if isinstance(o, torch.Tensor)]
     there,here = ([o for o in tensors if isinstance(o, Pretended) == on] for on in (True,False))
     target = target_of(name, args, kwargs, there)
-    if not there and target is None: return f(*args, **kwargs)
+    if not there and target is None:
+        pin = kwargs.pop('pin_memory', False)
+        return pin_memory(None, f(*args, **kwargs)) if pin else f(*args, **kwargs)
     if there and name not in ('_to_copy','copy_'): check(name, args, there, here)
     count_waits(name, args, there, target, kwargs)
     k = {**tree_map(inner, kwargs), **({'device':torch.device('cpu')} if kwargs.get('device') is not None else {})}
     k.pop('pin_memory', None)
     with random_of(f, target): res = f(*tree_map(inner, args), **k)
     if name == '_to_copy' and res is inner(args[0]): res = res.clone()
+    if name == '_to_copy' and here and streams[-1] is not streams[0]:
+        streams[-1].copies.append((res, here[0]))
+        res.zero_()
     known = {id(o.inner):o for o in there}                                   # what was changed in place is itself
     def wrap(o):
         if not isinstance(o, torch.Tensor) or isinstance(o, Pretended): return o
@@ -218,18 +244,23 @@ def tolist(was, self):
     count('waits')
     return was(self.inner)
 
-def is_pinned(was, self): return getattr(self, 'pinned', False)
+def is_pinned(was, self, *args): return not isinstance(self, Pretended) and self.untyped_storage().data_ptr() in pinned
 
-def pin_memory(was, self):
-    res = self.clone()
-    res.pinned = True
+def pin_memory(was, self, *args):
+    if isinstance(self, Pretended): raise RuntimeError(f"cannot pin '{self.device}': only dense CPU tensors can be pinned")
+    res = self if is_pinned(None, self) else self.clone()
+    pinned.setdefault(res.untyped_storage().data_ptr(), res)
     return res
+
+def record_stream(was, self, s):
+    if not isinstance(self, Pretended): raise RuntimeError('record_stream of a tensor on the processor')
 
 @contextmanager
 def pretending(i=None):
     "The machine has GPUs, and fastai takes the current one"
     if i is not None: backend.set_device(i)
-    changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f) for f in (as_subclass,numpy,tolist,is_pinned,pin_memory)]
+    changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f)
+               for f in (as_subclass,numpy,tolist,is_pinned,pin_memory,record_stream)]
     for owner,name,was,f in changes: setattr(owner, name, lambda *args, f=f, was=was, **kwargs: f(was, *args, **kwargs))
     devices = [m for m in list(sys.modules.values()) if getattr(m, 'default_device', None) is fastai.torch_core.default_device]
     was = fastai.torch_core.default_device
@@ -242,5 +273,6 @@ def pretending(i=None):
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)
         torch._C._set_only_lift_cpu_tensors(False)
+        pinned.clear()
         for m in devices: m.default_device = was
         for owner,name,was,_ in changes: setattr(owner, name, was)

@@ -6,16 +6,19 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np, pandas as pd, PIL.Image, pytest, torch, warm
+import numpy as np, pandas as pd, PIL.Image, pretended_gpu, pytest, torch, warm
 from collections import Counter
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, IntToFloatTensor, Learner, RandomSplitter, Resize,
-                               ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed)
+from fastai.vision.all import (Callback, CategoryBlock, DataBlock, Datasets, ImageBlock, ImageDataLoaders, IntToFloatTensor, Learner,
+                               PILImage, RandomSplitter, Resize, ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed, to_device)
 from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, SupCon, classifier_learner, create_encoder, create_simclr_model,
                                         create_supcon_model, decoded_once, embed, export_onnx, find_images, folder_dls, get_features,
                                         get_simclr_aug_pipelines, get_supcon_aug_pipelines, labelled_dls, layer_lrs, load_encoder,
                                         plot_embedding, read_image, readable, save_encoder, show_nearest, spread, load_learner)
-from self_supervised.data import cache as cache_module
+from kit import fit, make, same, state
+from pretended_gpu import Pretended, counting, pretending
+from self_supervised.data import cache as cache_module, image_dls
 from self_supervised.augmentations import get_norm
+from self_supervised.evaluation.features import whole_loader
 
 SIZE,kinds = 32,('disc','bars')
 
@@ -318,6 +321,93 @@ def test_any_data_set_is_cached(tmp_path, make):
     x = torch.cat([b[0] for b in dls.valid])
     want = torch.stack([torch.tensor(np.asarray(cache_module.resized(o[0], SIZE))).permute(2,0,1) for o in dsets.valid]).float()/255
     assert torch.allclose(x, want)
+
+# batches on their way to a GPU, and images that are there
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+    d = tmp_path_factory.mktemp('few')/'d'
+    for k in kinds:
+        (d/k).mkdir(parents=True)
+        for i in range(10): picture(k, i).save(d/k/f'{i}.png')
+    return d
+
+def few_dls(d, how, **kw):
+    if how == 'memory': return image_dls(torch.rand(20, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), list('ab')*10, bs=4, **kw)
+    if 'cache' in how: kw['cache'] = d.parent/'cache'
+    if 'GPU' in how: kw['cache'] = 'device'
+    if 'texts' in how: kw |= dict(texts=lambda f: [f.stem, f.name, f.parent.name], tokens=lambda o: torch.tensor([len(random.choice(o))]))
+    return quiet(folder_dls, d, SIZE, labels='parent', bs=4, **{'num_workers':2*(how == 'workers'), **kw})
+
+def as_bytes(o):
+    "Values of a batch; a pretended tensor is no `TensorImage`, so that its images are bytes still"
+    o = (o.inner if isinstance(o, Pretended) else o).as_subclass(torch.Tensor)
+    return (o*255).round().byte() if o.is_floating_point() else o.clone()
+
+def epoch(dl):
+    "Batches, and where random numbers are when each of them comes"
+    set_seed(0); dl.rng = random.Random(0)
+    return [([as_bytes(o) for o in b], random.getstate(), torch.get_rng_state().tolist()) for b in dl]
+
+@pytest.mark.parametrize('how', ['files','workers','memory','cache','cache and texts','GPU','GPU and texts'])
+def test_batches_in_flight(few, how):
+    "A GPU gets the batches that a processor gets, with the same random numbers before and after each, and is not waited for"
+    want = epoch(few_dls(few, how.replace('GPU', 'cache'), device='cpu').train)
+    with pretending(0) as G:
+        dl = few_dls(few, how).train
+        for _ in range(2):
+            with counting() as c:
+                got = epoch(dl)
+                if how != 'workers': to_device(list(dl.create_batches(range(8))))      # as `DistributedDL` takes them
+            assert not c['waits'] and not c['copies']
+        assert dl.one_batch()[0].device == G
+    assert len(want) == len(got) > 2
+    for (a,*ra),(b,*rb) in zip(want, got): assert all(map(torch.equal, a, b)) and ra == rb
+
+class Stop(Callback):
+    order = 100
+    def after_batch(self):
+        if self.training and self.iter == 1: raise KeyboardInterrupt
+
+class Seed(Callback):
+    order = -10
+    def before_batch(self): set_seed(self.train_iter)
+
+def test_resumed_with_batches_in_flight(few, tmp_path):
+    "A batch that was on its way when a checkpoint was written is trained on once"
+    def learner(*cbs):
+        set_seed(0)                                                          # from which loaders draw theirs
+        return make('sim_clr', few_dls(few, 'cache'), cbs=[Seed(), *cbs], path=tmp_path)
+    written = Checkpoint(tmp_path, every=1)
+    with pretending(0):
+        want = state(fit(learner()))
+        with pytest.raises(KeyboardInterrupt): fit(learner(written, Stop()))
+        again = learner(written).resume(tmp_path)
+        assert again.resumed.where.startswith('epoch 0, batch 2')
+        assert same(state(fit(again)), want)
+
+def test_images_on_the_device(messy, few, tmp_path, monkeypatch):
+    "All that is done with other loaders: new ones, labelled images, pictures, other data sets; and the images leave with none of them"
+    args = dict(size=SIZE, labels='parent', bs=16)
+    dls = few_dls(few, 'GPU', device='cpu')
+    dls.show_batch(max_n=2)
+    make('sim_clr', dls, path=tmp_path).export('learner')
+    assert dls.train.decoded()[0].cache.images[0].numpy().tobytes() not in (tmp_path/'learner').read_bytes()
+    new = load_learner(tmp_path/'learner').dls.test_dl(dls.valid_ds.items, num_workers=0)                # files are read again
+    assert torch.equal(new.one_batch()[0], dls.valid.one_batch()[0])
+    want = quiet(folder_dls, messy, cache=tmp_path/'c', device='cpu', **args)
+    with pretending(0) as G:
+        dls = quiet(folder_dls, messy, cache='device', num_workers=2, **args)
+        assert dls.left_out == want.left_out and dls.train.fake_l.num_workers == 0
+        assert np.array_equal(dls.train_ds[3][0], want.train_ds[3][0])
+        for f in (lambda o: o.valid, lambda o: labelled_dls(o).valid, lambda o: whole_loader(o.train)):
+            for a,b in zip(f(want), f(dls), strict=True): assert torch.equal(as_bytes(a[0]), as_bytes(b[0])) and torch.equal(a[1], b[1].inner)
+        images = dls.train.decoded()[0].cache.images
+        assert images.device == G and images.shape == (n_good,3,SIZE,SIZE)
+        own = decoded_once(Datasets(get_image_files(few), [[PILImage.create]]), 'device', SIZE)
+        assert own.dataloaders(bs=4, after_item=[ToTensor]).train.one_batch()[0].device == G
+        monkeypatch.setattr(pretended_gpu, 'free', 2**15)
+        with pytest.raises(ValueError, match='cache: 20 images need 0 MB, pretended:0 has 0 MB free'): few_dls(few, 'GPU')
 
 # training without labels
 

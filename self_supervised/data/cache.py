@@ -57,6 +57,10 @@ def _channels_first(im, shape):
     "The pixels of an image as they are written"
     return np.ascontiguousarray(np.asarray(im).reshape(*shape[1:], -1).transpose(2,0,1))
 
+def _pil(a):
+    "The image that these pixels are"
+    return PILImageBW.create(a[0]) if len(a) == 1 else PILImage.create(np.ascontiguousarray(a.transpose(1,2,0)))
+
 def _mapped(path, shape):
     "The images of one shape in a file, mapped into memory"
     n = path.stat().st_size//int(np.prod(shape)) if path.exists() else 0
@@ -91,6 +95,12 @@ class _MappedImages:
         if self._images is None: self.open()
         return self._images
 
+    def batch(self, rows:np.ndarray, pin:bool=False) -> Tensor: # (B, C, H, W) uint8
+        "The images of `rows`, in pinned memory if a device will fetch them"
+        res = torch.empty((len(rows),*self.shape), dtype=torch.uint8, pin_memory=pin)
+        np.take(self.images, rows, 0, res.numpy(), 'clip')               # 'raise' would copy them once more
+        return res
+
     def open(self):
         "Read the journal and map the images"
         self._images = _mapped(self.folder/'images.bin', self.shape)
@@ -105,11 +115,20 @@ class _MappedImages:
         return self._checked[row] == digest
 
 # %% ../../nbs/11_data.cache.ipynb #07b1aa05
-def _check_room(folder, n, n_bytes):
-    "Raise if the disk has no room for `n` images"
-    free,needed = shutil.disk_usage(folder).free,n*n_bytes
-    if needed > free:
-        raise ValueError(f"cache: {n} images need {needed>>20} MB, the disk of {str(folder)!r} has {free>>20} MB free")
+def _check_room(n, n_bytes, where, free):
+    "Raise if there is no room for `n` images"
+    if n*n_bytes > free:
+        raise ValueError(f"cache: {n} images need {n*n_bytes>>20} MB, {where} has {free>>20} MB free: choose a smaller size, or "
+                         "another place")
+
+def _decode(todo, read, shape, bad, workers=None, chunk=256):
+    "Pixels of the images `todo` by their numbers, `chunk` at a time; reasons why some are missing go to `bad`"
+    def pixels(i):
+        try: return _channels_first(read(i), shape)
+        except Exception as e: bad[i] = reason_of(e)
+    with ThreadPoolExecutor(workers or defaults.cpus) as ex:
+        for part in late_bar(chunked(todo, chunk), 'decoding images', math.ceil(len(todo)/chunk)):
+            yield {i:a for i,a in zip(part, ex.map(pixels, part)) if a is not None}
 
 # %% ../../nbs/11_data.cache.ipynb #08a536f7
 class ImageCache(_MappedImages):
@@ -127,30 +146,77 @@ class ImageCache(_MappedImages):
         with FileLock(self.folder/'lock'):
             self.open()
             todo = [i for i,k in enumerate(keys) if k not in self._rows]
-            _check_room(self.folder, len(todo), self.n_bytes)
+            free = shutil.disk_usage(self.folder).free
+            _check_room(len(todo), self.n_bytes, f"the disk of {str(self.folder)!r}", free)
             return self._write(keys, todo, read, workers, chunk)
 
     def image(self, row:int) -> PIL.Image.Image:
         "The image in a row"
-        a = self.images[row]
-        return PILImageBW.create(a[0]) if len(a) == 1 else PILImage.create(np.ascontiguousarray(a.transpose(1,2,0)))
+        return _pil(self.images[row])
 
     def _write(self, keys, todo, read, workers, chunk):
         "Decode images and append them, `chunk` at a time; reasons why some are missing"
         bad,n = {},1+max(self._rows.values(), default=-1)
-        def pixels(i):
-            try: return _channels_first(read(i), self.shape)
-            except Exception as e: bad[i] = reason_of(e)
-        with (open(self.folder/'images.bin', 'ab') as f, open(self.folder/'images.jsonl', 'ab') as j,
-              ThreadPoolExecutor(workers or defaults.cpus) as ex):
+        with open(self.folder/'images.bin', 'ab') as f, open(self.folder/'images.jsonl', 'ab') as j:
             f.truncate(n*self.n_bytes)                               # what a kill has left half written
             j.truncate(self.end)
-            for part in late_bar(chunked(todo, chunk), 'decoding images', math.ceil(len(todo)/chunk)):
-                done = {i:a for i,a in zip(part, ex.map(pixels, part)) if a is not None}
+            for done in _decode(todo, read, self.shape, bad, workers, chunk):
                 self._checked |= _append(f, j, done.values(), [keys[i] for i in done], n)
                 n += len(done)
         self.open()
         return bad
+
+# %% ../../nbs/11_data.cache.ipynb #9a4ef032
+def _free(device):
+    "Bytes that are free on a device; of a processor, and of a device that shares its memory, what the machine has"
+    info = getattr(torch.get_device_module(device), 'mem_get_info', None)
+    if info: return info(device)[0]
+    return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else math.inf
+
+def fetches(device:torch.device|None) -> bool:
+    "Does the device fetch by itself what is in pinned memory?"
+    return device is not None and device.type != 'cpu' and hasattr(torch.get_device_module(device), 'Stream')
+
+def fetched(x:Tensor, device:torch.device) -> Tensor:
+    "`x` on the device, without waiting for it if it `fetches`"
+    if not fetches(device): return x.to(device)
+    return (x.pin_memory() if x.device.type == 'cpu' else x).to(device, non_blocking=True)
+
+# %% ../../nbs/11_data.cache.ipynb #b0ff1bc4
+class DeviceImages:
+    "Images of one shape, decoded into the memory of a device by one call of `add`"
+    def __init__(self, device:str|torch.device, size:int|tuple, n_in:int=3):
+        self.shape = (n_in,*check_size(size))
+        self.n_bytes = int(np.prod(self.shape))
+        self.device = torch.device(device)
+        self.images,self.rows = None,{}
+
+    def __getstate__(self): return {**vars(self), **(dict(images=None, rows={}) if Fit.exporting else {})}
+    def __deepcopy__(self, memo): return self
+
+    def add(self, keys:list, read:callable) -> dict:
+        "As `ImageCache.add`"
+        todo,bad = list({k:i for i,k in enumerate(keys)}.values()),{}        # each file once
+        _check_room(len(todo), self.n_bytes, f"{self.device}", _free(self.device))
+        images = torch.empty((len(todo),*self.shape), dtype=torch.uint8, device=self.device)
+        for done in filter(None, _decode(todo, read, self.shape, bad)):
+            n = len(self.rows)
+            images[n:n+len(done)] = torch.from_numpy(np.stack(list(done.values())))
+            self.rows |= {keys[i]:row for row,i in enumerate(done, n)}
+        self.images = images
+        return bad
+
+    def batch(self, rows:np.ndarray, pin:bool=False) -> Tensor: # (B, C, H, W) uint8
+        "The images of `rows`, on the device"
+        return self.images.index_select(0, fetched(torch.from_numpy(rows), self.device))
+    def image(self, row:int) -> PIL.Image.Image:
+        "The image in a row"
+        return _pil(self.images[row].cpu().numpy())
+
+def decoded_images(cache:str|Path, size, n_in:int=3, device:torch.device|None=None, **how) -> ImageCache|DeviceImages:
+    "Where decoded images are: in the folder `cache`, or, for 'device', on the device, which is fastai's if none is given"
+    if cache == 'device': return DeviceImages(ifnone(device, default_device()), size, n_in)
+    return ImageCache(cache, size, n_in, **how)
 
 # %% ../../nbs/11_data.cache.ipynb #598a6968
 class FileTransform(DisplayedTransform):
@@ -195,7 +261,7 @@ class ReadImage(_CachedImages):
     input_types = str,Path,PIL.Image.Image,np.ndarray,Tensor,bytes
     def __init__(self,
         size:int|tuple, method:str='crop', n_in:int=3, white:float|tuple|None=None, # As in `read_image`
-        cache:ImageCache|None=None, # Where decoded images are
+        cache:ImageCache|DeviceImages|None=None, # Where decoded images are
         root:Path|None=None, # Folder of the images
         files:list|tuple=() # Those that may be skipped if they cannot be read
     ):

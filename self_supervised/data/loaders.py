@@ -7,11 +7,14 @@ __all__ = ['SharedDL', 'folder_dls', 'decoded_once', 'image_dls', 'labelled_dls'
 
 # %% ../../nbs/13_data.loaders.ipynb #11721c0b
 import PIL.Image
+from functools import lru_cache
 from sklearn.model_selection import train_test_split
 from xxhash import xxh3_64_intdigest
+from fastai.data.load import _loaders
 from fastai.vision.all import *
+from torch.utils.data import get_worker_info
 from ..augmentations import TensorBands, ToImageBatch, WholeViews, get_norm, no_random_change
-from .cache import ImageCache, ReadImage
+from .cache import DeviceImages, ImageCache, ReadImage, decoded_images, fetched, fetches
 from .images import find_images, image_exts, readable, report_unreadable, resized, to_8bit
 from .tables import GivenLabel, image_labels, image_texts, no_label_names
 
@@ -44,7 +47,69 @@ def batch_labels(b:object, n_inp:int=1) -> object|None: # `None` if there are no
     "The labels of a batch, or the one of an item: what stands behind its `n_inp` inputs"
     return b[n_inp] if isinstance(b, (tuple,list,L)) and len(b) > n_inp else None
 
+# %% ../../nbs/13_data.loaders.ipynb #009c628c
+def _on_tensors(f, b): return apply(lambda o: f(o) if isinstance(o, Tensor) else o, b)
+
+@lru_cache
+def _side_stream(kind, i): return torch.get_device_module(kind).Stream(torch.device(kind, i))
+
+def _one_ahead(it):
+    "Each of `it` when the next one has been made"
+    last = first(it)
+    for o in it:
+        yield last
+        last = o
+    if last is not None: yield last
+
+def in_flight(batches:Iterable, device:torch.device, ahead:bool=False) -> Iterable:
+    "`batches` on a device that `fetches`, by a stream of their own; `ahead` begins with one before the last is used"
+    module = torch.get_device_module(device)
+    side = _side_stream(device.type, module.current_device() if device.index is None else device.index)
+    def send(b):
+        with module.stream(side): b = _on_tensors(partial(fetched, device=device), b)
+        return b,side.record_event()
+    sent = map(send, batches)
+    for b,event in _one_ahead(sent) if ahead else sent:
+        main = module.current_stream(device)
+        main.wait_event(event)
+        _on_tensors(lambda o: o.record_stream(main), b)                     # or the memory could be given away too soon
+        yield b
+
+# %% ../../nbs/13_data.loaders.ipynb #1edd787e
+class InFlightDL(TfmdDL):
+    "Loader whose batches a GPU fetches by itself, while it computes"
+    @property
+    def own_device(self) -> torch.device|None:
+        "The GPU, which is this process's own if there are several; `None` in a worker, and without a GPU"
+        if get_worker_info() or not fetches(self.device): return
+        if num_distrib() < 2: return self.device
+        return torch.device(self.device.type, torch.get_device_module(self.device).current_device())
+
+    def sent(self, batches, ahead=False):
+        device = self.own_device
+        return batches if device is None else in_flight(batches, device, ahead)
+    def create_batches(self, samps): return self.sent(super().create_batches(samps))
+
+    def __iter__(self):
+        "fastai's, where batches of workers are sent before it copies them"
+        if not self.fake_l.num_workers or self.own_device is None:
+            yield from super().__iter__()
+            return
+        self.randomize()
+        self.before_iter()
+        self._DataLoader__idxs = self.get_idxs()                         # which workers ask for
+        for b in self.sent(_loaders[0](self.fake_l), ahead=True):
+            yield self.after_batch(tuple(b) if isinstance(b, list) else b)       # a list with `pin_memory`
+        self.after_iter()
+        vars(self).pop('it', None)
+
 # %% ../../nbs/13_data.loaders.ipynb #f49f93d2
+def _reader(ds):
+    "What reads the images of a data set, if that is a `ReadImage` alone"
+    tls = getattr(ds, 'tls', [])
+    fs = tls[0].tfms.fs if len(tls) else []
+    return fs[0] if len(fs) == 1 and isinstance(fs[0], ReadImage) else None
+
 def _items(tl):
     "Items of `tl`, also those in a data frame"
     items = L(tl.items, use_list=None)
@@ -63,16 +128,21 @@ def _rows(reader, tls):
         return reader,np.array(rows),[_values(o) for o in tls[1:]]
 
 # %% ../../nbs/13_data.loaders.ipynb #b836bcf1
-class GatherDL(TfmdDL):
+@delegates()
+class GatherDL(InFlightDL):
     "Loader whose batches are gathered in one call from decoded images, where its data set has them"
+    def __init__(self, dataset:object=None, bs:int|None=64, **kwargs):
+        super().__init__(dataset, bs, **kwargs)
+        reader = _reader(dataset)
+        if isinstance(getattr(reader, 'cache', None), DeviceImages): self.fake_l.num_workers = 0      # who cannot get there
+
     def decoded(self) -> tuple|None: # Reader, rows, labels
         "Where the images of the data set are, if all of them are decoded and nothing else is done to one at a time"
         ds = self.dataset
-        tls = getattr(ds, 'tls', [])
-        reader = first(tls[0].tfms.fs) if len(tls) and len(tls[0].tfms.fs) == 1 else None
+        reader = _reader(ds)
         plain = all(isinstance(f, ToTensor) for f in self.after_item.fs) and not self.before_batch.fs
-        if not (plain and isinstance(reader, ReadImage) and reader.found): return
-        if '_decoded' not in vars(ds): ds._decoded = _rows(reader, tls)
+        if not (plain and reader and reader.found): return
+        if '_decoded' not in vars(ds): ds._decoded = _rows(reader, ds.tls)
         return ds._decoded
 
     def do_item(self, s:int|None) -> object:
@@ -83,16 +153,18 @@ class GatherDL(TfmdDL):
         others = (super(GatherDL, self).do_item((s+k)%n) for k in range(1, n))
         return first(o for o in others if o is not None)
 
-    def create_batches(self, samps):
-        decoded = self.decoded()
-        if not decoded:
-            yield from super().create_batches(samps)
-            return
-        reader,rows,labels = decoded
-        image = TensorImageBW if reader.n_in == 1 else TensorImage
+    def gathered(self, samps, reader, rows, labels):
+        "Batches of decoded images"
+        image,pin = TensorImageBW if reader.n_in == 1 else TensorImage,self.own_device is not None
         for b in chunked(samps, self.bs, self.drop_last):
             ys = [o[b] if isinstance(o, Tensor) else self.do_batch([o[i] for i in b]) for o in labels]
-            yield (image(torch.from_numpy(reader.cache.images[rows[b]])),*ys)
+            yield (image(reader.cache.batch(rows[b], pin)),*ys)
+
+    def create_batches(self, samps):
+        decoded = self.decoded()
+        if not decoded: return super().create_batches(samps)
+        nothing_drawn = all(isinstance(o, Tensor) for o in decoded[2])
+        return self.sent(self.gathered(samps, *decoded), ahead=nothing_drawn)
 
     def show_batch(self, b=None, max_n:int=9, ctxs:list|None=None, **kwargs):
         "fastai's; it would draw images with texts one below the other"
@@ -202,10 +274,10 @@ def _without(files, bad, left_out):
     left_out.update(bad)
     return [f for f in files if f not in bad]
 
-def _read_by(path, size, cache, method, n_in, white, on_error, exts):
+def _read_by(path, size, cache, device, method, n_in, white, on_error, exts):
     "Image files of a folder, what reads them, and why some are left out"
     files,left_out = readable(find_images(path, exts), on_error)
-    if cache is not None: cache = ImageCache(cache, size, n_in, method=method, white=white)
+    if cache is not None: cache = decoded_images(cache, size, n_in, device, method=method, white=white)
     reader = ReadImage(size, method, n_in, white, cache, path, files if on_error == 'skip' else ())
     if cache is not None:
         broken = reader.fill(files)
@@ -244,7 +316,7 @@ def folder_dls(
     size:int|tuple=128, # Height and width of the images
     labels:str|Path|pd.DataFrame|Callable|None=None, # 'parent', a function of the path, a table (CSV, Excel, data frame); None for none
     bs:int|None=64, # Images per batch; None is 64, or half of the images if they are fewer than 128
-    cache:str|Path|None=None, # Folder for the decoded images; None decodes the files in every epoch
+    cache:str|Path|None=None, # Folder for the decoded images, or 'device' for its memory; None decodes the files in every epoch
     valid:float|str|Callable=.2, # What is held out: a share, the images in folders of that name, or those for which a function is true
     share:float|None=None, # Share of labelled images in a training batch, see `SharedDL`; None leaves it to chance
     unsup:str='unsup', no_label:tuple=no_label_names, cols:tuple=(0,1), # As in `image_labels`
@@ -260,7 +332,7 @@ def folder_dls(
     "DataLoaders of a folder of images, with labels, some labels or none"
     _check_given(share, labels, texts, tokens)
     path = Path(path)
-    files,reader,left_out = _read_by(path, size, cache, method, n_in, white, on_error, exts)
+    files,reader,left_out = _read_by(path, size, cache, kwargs.get('device'), method, n_in, white, on_error, exts)
     tfms = [[reader]]
     if texts is not None:
         of_file = image_texts(files, path, texts, text_cols)
@@ -279,7 +351,7 @@ def folder_dls(
 # %% ../../nbs/13_data.loaders.ipynb #2ab939b2
 class ReadItem(ReadImage):
     "`ReadImage` for the items of a data set, whose own transforms open the image"
-    def __init__(self, tfms:Pipeline, item:object, size:int|tuple, cache:ImageCache, method:str='crop'):
+    def __init__(self, tfms:Pipeline, item:object, size:int|tuple, cache:ImageCache|DeviceImages, method:str='crop'):
         super().__init__(size, method, cache.shape[0], cache=cache, root=Path('/'))
         self.tfms,self.n = tfms,0
         while not self._is_file(item):                                  # a row of a table becomes a path first
@@ -297,7 +369,7 @@ class ReadItem(ReadImage):
 # %% ../../nbs/13_data.loaders.ipynb #9536f441
 def decoded_once(
     dsets:Datasets, # Its first element is an image that is opened from a file
-    cache:str|Path, # Folder for the decoded images
+    cache:str|Path, # Folder for the decoded images, or 'device' for the memory of fastai's device
     size:int|tuple, # Height and width
     method:str='crop' # As in `read_image`
 ) -> Datasets: # `dataloaders` of it gather their batches from the cache
@@ -305,7 +377,7 @@ def decoded_once(
     tl = dsets.tls[0]
     n_in = 1 if isinstance(tl[0], PILImageBW) else 3
     items = _items(tl)
-    kept = ImageCache(cache, size, n_in, method=method, tfms=repr(tl.tfms.fs))
+    kept = decoded_images(cache, size, n_in, method=method, tfms=repr(tl.tfms.fs))
     reader = ReadItem(tl.tfms, items[0], size, kept, method)
     report_unreadable(reader.fill(items), len(tl), 'raise')
     images = TfmdLists(tl.items, [reader], splits=tl.splits, split_idx=tl.split_idx)
@@ -344,7 +416,7 @@ def image_dls(
     vocab = [str(o) for o in vocab or sorted(set(y))] + ([] if n_labels is None else ['unsup'])
     x = {1:TensorImageBW, 3:TensorImage}.get(x.shape[1], TensorBands)(x)
     tfms = [[ItemGetter(0)], [ItemGetter(1), Categorize(vocab, sort=False)]]
-    dsets = Datasets(list(zip(x, lbls)), tfms, splits=(L(trn.tolist()),L(val.tolist())))
+    dsets = Datasets(list(zip(x, lbls)), tfms, splits=(L(trn.tolist()),L(val.tolist())), dl_type=GatherDL)
     args = dict(bs=bs, num_workers=0, device=device)
     return dsets.dataloaders(**args) if share is None else dsets.shared_dataloaders(share, **args)
 
