@@ -1,7 +1,7 @@
 """A GPU that is pretended, for tests on machines without one: a device of torch whose tensors hold real values on the processor.
 
 Tensors of two devices do not meet, `numpy()` is refused, random numbers are the device's own. Autograd, autocast, GradScaler and BatchNorm
-run as on CUDA. `counting()` counts what a GPU would be waited for. There are `N` of them; `current` is this process's."""
+run as on CUDA, or with `float64=False` without float64, as on Apple's GPUs. `counting()` counts what a GPU would be waited for. There are `N` of them; `current` is this process's."""
 import sys, traceback
 from collections import Counter
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 N = 2
 KIND = 'pretended'
 current = 0
+float64 = True                                           # are there numbers of 64 bits?
 random_states = {}                                       # of each device
 root = str(Path(__file__).parent.parent)
 
@@ -172,6 +173,8 @@ def run(f, args, kwargs):
     k = {**tree_map(inner, kwargs), **({'device':torch.device('cpu')} if kwargs.get('device') is not None else {})}
     k.pop('pin_memory', None)
     with random_of(f, target): res = f(*tree_map(inner, args), **k)
+    if target is not None and not float64 and any(isinstance(o, torch.Tensor) and o.dtype == torch.float64 for o in tree_flatten(res)[0]):
+        raise TypeError(f"Cannot convert a {KIND} Tensor to float64 dtype as the {KIND} framework doesn't support float64. ({name} at {place()})")
     if name == '_to_copy' and res is inner(args[0]): res = res.clone()
     known = {id(o.inner):o for o in there}                                   # what was changed in place is itself
     def wrap(o):
@@ -185,7 +188,7 @@ class Everywhere(TorchDispatchMode):
 
 # what torch does to a tensor without an operation
 
-def as_subclass(was, self, cls): return self if isinstance(self, Pretended) else was(self, cls)
+def as_subclass(was, self, cls): return self if Pretended in (cls,type(self)) else was(self, cls)     # fastai would make one of what came to the processor
 
 def numpy(was, self, *args, **kwargs):
     if not isinstance(self, Pretended): return was(self, *args, **kwargs)
@@ -197,8 +200,9 @@ def tolist(was, self):
     return was(self.inner)
 
 @contextmanager
-def pretending(i=None):
-    "The machine has GPUs, and fastai takes the current one"
+def pretending(i=None, float64=True):
+    "The machine has GPUs, with float64 or without, and fastai takes the current one"
+    globals()['float64'] = float64
     if i is not None: backend.set_device(i)
     changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f) for f in (as_subclass,numpy,tolist)]
     for owner,name,was,f in changes: setattr(owner, name, lambda *args, f=f, was=was, **kwargs: f(was, *args, **kwargs))
@@ -211,6 +215,7 @@ def pretending(i=None):
     try:
         with Everywhere(): yield gpu()
     finally:
+        globals()['float64'] = True
         torch.__future__.set_swap_module_params_on_conversion(swap)
         torch._C._set_only_lift_cpu_tensors(False)
         for m in devices: m.default_device = was
