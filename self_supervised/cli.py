@@ -352,8 +352,8 @@ def ssl_views(
 def read_asked(f:Path) -> tuple: # What was asked, and the mode in which training went
     "What `note_asked` wrote"
     try:
-        there = json.loads(f.read_text())
-        mode = there.get('mode', 'bf16' if 'mode' not in there and there['bf16'] else 'fp32')        # as older files say
+        there = dict(json.loads(f.read_text()))
+        mode = there['mode'] if 'mode' in there else 'bf16' if there['bf16'] else 'fp32'         # as older files say
         if mode not in modes: raise ValueError(mode)
         return dict(there['asked']),mode
     except (ValueError,KeyError,TypeError) as e:
