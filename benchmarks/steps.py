@@ -1,5 +1,5 @@
 """What a step costs besides the encoder: five methods, this library's and lightly's own training loop, with the same encoder, batch, images and workers.
-JPEG files of 128 pixels to views of 64; epochs in turn, of which the fastest counts: other work on a machine only adds."""
+All are in plain fp32, and ours also in the mode that is measured to be fastest. JPEG files of 128 pixels to views of 64; epochs in turn, of which the fastest counts: other work on a machine only adds."""
 import os
 import tempfile
 import time
@@ -11,6 +11,7 @@ from lightly.data import LightlyDataset
 from lightly_methods import peers
 from memory import peak_mb
 
+from self_supervised.training.precision import measured_mode
 from self_supervised.vision.all import *
 
 matplotlib.use('Agg')
@@ -55,15 +56,18 @@ def lightlys(name, path, size, bs, arch, workers):
         return len(dl)
     return epoch
 
-def ours_from(cache):
-    def make(name, path, size, bs, arch, workers):
-        model,cb,augs = ours[name]
-        kw,last = dict(cache=cache) if cache else dict(num_workers=workers),find_images(path)[-1]
-        dls = folder_dls(path, size=size*5//4, bs=bs, valid=lambda f: f == last, **kw)
-        learn = Learner(dls, model(create_encoder(arch, pretrained=False)), cbs=[cb(augs(size)), NoValidation()], opt_func=partial(SGD, mom=.9, wd=1e-4))
+def our_learner(name, path, size, bs, arch, workers, cache=None):
+    model,cb,augs = ours[name]
+    kw,last = dict(cache=cache) if cache else dict(num_workers=workers),find_images(path)[-1]
+    dls = folder_dls(path, size=size*5//4, bs=bs, valid=lambda f: f == last, **kw)
+    return Learner(dls, model(create_encoder(arch, pretrained=False)), cbs=[cb(augs(size)), NoValidation()], opt_func=partial(SGD, mom=.9, wd=1e-4))
+
+def ours_from(cache, mode='fp32'):
+    def make(*args):
+        learn = our_learner(*args, cache).to_mode(mode)
         def epoch():
             with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
-            return len(dls.train)
+            return len(learn.dls.train)
         return epoch
     return make
 
@@ -71,12 +75,15 @@ def timed(f):
     t = time.perf_counter(); f()
     return time.perf_counter()-t
 
-def one(who, *args):
+def one(who, mode, *args):
     "An epoch with all that it is made of, for `peak_mb`"
-    return lambda: makers(args[1])[who](*args)()
+    return lambda: makers(args[1], mode)[who](*args)()
 
-def makers(path):
-    return {'encoder alone':floor, 'lightly':lightlys, 'ours, from files':ours_from(None), 'ours, decoded once':ours_from(Path(path).parent/'decoded')}
+def makers(path, mode):
+    "What is measured, all in fp32 but for the last, which is in `mode`"
+    decoded = Path(path).parent/'decoded'
+    return {'encoder alone':floor, 'lightly':lightlys, 'ours, from files':ours_from(None), 'ours, decoded once':ours_from(decoded),
+            'ours, fastest mode':ours_from(decoded, mode)}
 
 @call_parse
 def main(
@@ -87,7 +94,7 @@ def main(
     only:str='', # One method
     memory:bool_arg=True # Peak memory too, each in a process of its own
 ):
-    "Write seconds and MB of a step, and how much of lightly's time besides the encoder ours takes"
+    "Write seconds and MB of a step, what part it is of lightly's time besides the encoder, and how many times the encoder's time"
     workers = os.cpu_count()
     with tempfile.TemporaryDirectory() as d:
         path = sample_photos(Path(d)/'photos', n=n)
@@ -95,7 +102,10 @@ def main(
         for name in [only] if only else ours:
             set_seed(0)
             args = name,path,size,bs,arch,workers
-            fs,ts = {k:make(*args) for k,make in makers(path).items()},{k:[] for k in makers(path)}
+            mode,why = measured_mode(our_learner(*args))
+            print(f'{name}: {why}', flush=True)
+            fs = {k:make(*args) for k,make in makers(path, mode).items()}
+            ts = {k:[] for k in fs}
             for r in range(rounds+1):
                 for k,f in fs.items():
                     t = time.perf_counter(); steps = f(); ts[k].append((time.perf_counter()-t)/steps)
@@ -104,7 +114,7 @@ def main(
             (base,peer),rows = (min(ts[k][1:]) for k in ('encoder alone','lightly')),[]
             for k,v in ts.items():
                 v = np.array(v[1:])
-                row = dict(method=name, who=k, least=v.min(), median=np.median(v), most=v.max(), share=(v.min()-base)/(peer-base),
-                           mb=peak_mb(one, k, *args)[0] if memory else None, rounds=rounds, n=16*n, size=size, bs=bs, arch=arch)
+                row = dict(method=name, who=k, least=v.min(), median=np.median(v), most=v.max(), share=(v.min()-base)/(peer-base), of_encoder=v.min()/base,
+                           mode=mode if 'mode' in k else 'fp32', why=why if 'mode' in k else '', mb=peak_mb(one, k, mode, *args)[0] if memory else None, rounds=rounds, n=16*n, size=size, bs=bs, arch=arch)
                 rows.append(row); print(' | '.join(f'{o:.3f}' if isinstance(o, float) else str(o) for o in row.values()), flush=True)
             record('steps', rows, ['method','who','size','bs','arch'])

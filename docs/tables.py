@@ -134,8 +134,10 @@ def steps():
     kinds = df.who.unique()
     def cell(m, who):
         r = df[(df.method == m) & (df.who == who)].iloc[0]
+        base = df[(df.method == m) & (df.who == kinds[0])].least.item()
         times = f'{r.least:.2f} s (to {r.most:.2f}), {r.mb:,.0f} MB'
-        return times if who in kinds[:2] else f'{times}; **{r.share:.2f}**'
+        mode = f"; {r['mode']}" if 'mode' in who else ''
+        return times if who in kinds[:2] else f'{times}; **{r.share:.2f}**; {r.least/base:.2f} encoders{mode}'
     assert len(df[['n','size','bs','arch']].drop_duplicates()) == 1, "steps.csv: rows of different settings"
     return f"{machines('steps')}; seconds per step, the least and the most of {df.rounds.min()} to {df.rounds.max()} epochs of each, in turn\n\n"+markdown(['method',*kinds], [(m, *[cell(m, k) for k in kinds]) for m in df.method.unique()])
 

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from self_supervised.collectives import all_objects
     from self_supervised.layers import encoder_nf
     from self_supervised.evaluation.protocol import untrained_encoder
-    from self_supervised.training.precision import bf16_gain
+    from self_supervised.training.precision import fast_cuda, measured_mode, modes
     from self_supervised.vision.all import *
     from self_supervised.data.images import check_writable, unreadable
 
@@ -266,7 +266,7 @@ def _list(o, metavar, **kw): return Annotated[str, o, dict(nargs='+', action='ex
 
 _path = _text("Folder of images, searched with all its subfolders; or `digits` or `fashion-mnist`, which are here")
 _method = Annotated[str, "How to train", dict(choices=methods)]
-_precision = Annotated[str, "bf16 where it is measured to be faster (auto), or always, or never", dict(choices=['auto','fp32','bf16'])]
+_precision = Annotated[str, "Precision and memory format: what is measured to be fastest (auto), or one of them", dict(choices=['auto',*modes])]
 _settings = _list("Settings by name, as NAME=VALUE", 'NAME=VALUE')
 _encoders = _list("Files of encoders, as ssl_pretrain writes them", 'FILE', required=True, opt=True)
 _encoder = Annotated[Path, "File of an encoder, as ssl_pretrain writes it", dict(required=True, opt=True)]
@@ -349,11 +349,13 @@ def ssl_views(
     print(f"{out}: views of {len(x)} images")
 
 # %% ../nbs/89_cli.ipynb #2dfdb808
-def read_asked(f:Path) -> tuple: # What was asked, and whether training went in bfloat16
+def read_asked(f:Path) -> tuple: # What was asked, and the mode in which training went
     "What `note_asked` wrote"
     try:
-        there = json.loads(f.read_text())
-        return dict(there['asked']),bool(there['bf16'])
+        there = dict(json.loads(f.read_text()))
+        mode = there['mode'] if 'mode' in there else 'bf16' if there['bf16'] else 'fp32'         # as older files say
+        if mode not in modes: raise ValueError(mode)
+        return dict(there['asked']),mode
     except (ValueError,KeyError,TypeError) as e:
         raise ValueError(f"out: {f}, which says what was asked of the training there, is damaged: remove it, and the same command goes "
                          "on; or give another --out for a new training") from e
@@ -367,9 +369,9 @@ def check_asked(f:Path, asked:dict):
             raise ValueError(f"out: {f.parent} holds a training with {k} {there.get(k)}, and now it is {v}: give the same command to go on "
                              "with that one, or another --out for a new one")
 
-def note_asked(f:Path, asked:dict, bf16:bool):
+def note_asked(f:Path, asked:dict, mode:str):
     f.parent.mkdir(parents=True, exist_ok=True)
-    f.write_text(json.dumps(dict(asked=asked, bf16=bf16, version=self_supervised.__version__), indent=1))
+    f.write_text(json.dumps(dict(asked=asked, mode=mode, version=self_supervised.__version__), indent=1))
 
 _free = 'out','cache','no_cache','workers','every','no_report','dry_run'
 
@@ -381,15 +383,16 @@ def _asked(a) -> dict:
     return dict(res, processes=max(num_distrib(), 1))
 
 # %% ../nbs/89_cli.ipynb #c02edbfa
-def in_bf16(learn:Learner, precision:str, size:int, out:Path) -> bool:
-    "Does training go in bfloat16? 'auto' measures whether it is a tenth faster, in the first process, and stays with it"
-    if precision != 'auto': return precision == 'bf16'
-    enc,dev,f,faster = get_model(learn.model).encoder,learn.dls.device,out/'training.json',False
+def chosen_mode(learn:Learner, precision:str, out:Path) -> tuple: # The mode, and why
+    "In which mode training goes: 'auto' measures it in the first process, and a training that goes on stays with its own"
+    f,res = out/'training.json',(precision, f"{precision}, as asked")
+    if precision != 'auto': return res
     if not rank_distrib():
-        if checkpoints(out/'checkpoints') and f.exists(): faster = read_asked(f)[1]
-        else:
-            with no_random_change(): faster = bf16_gain(enc.to(dev), torch.rand(8, enc.spec['n_in'], size, size, device=dev)) > 1.1
-    return all_objects(faster)[0] if num_distrib() > 1 else faster
+        if checkpoints(out/'checkpoints') and f.exists():
+            mode = read_asked(f)[1]
+            res = mode,f"{mode}, as before"
+        else: res = measured_mode(learn)
+    return all_objects(res)[0] if num_distrib() > 1 else res
 
 def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
     "`dls` with a `share` of labelled images in training batches"
@@ -487,14 +490,14 @@ def finish(learn:Learner, out:Path, report:bool):
 def _train(learn, a, s):
     "Train with the settings `s`, from where a training of the same command has stopped, and write its results"
     several,cpu = num_distrib() > 1,learn.dls.device.type == 'cpu'
-    with stopping("The same command goes on from here."):
+    with stopping("The same command goes on from here."), fast_cuda(learn.dls.device):
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu) if several else nullcontext():
-            bf16 = in_bf16(learn, a.precision, a.size, a.out)
-            if bf16: learn.to_bf16()
+            mode,why = chosen_mode(learn, a.precision, a.out)
+            learn.to_mode(mode)
             if not rank_distrib():
-                note_asked(a.out/'training.json', a.asked, bf16)
-                chosen = 'bf16, which is' if bf16 else 'fp32, as bf16 is not'
-                if a.precision == 'auto': print(f"  precision: {chosen} faster here (measured)")
+                note_asked(a.out/'training.json', a.asked, mode)
+                cuda = "; with TF32 and cuDNN's search for fast convolutions"*(learn.dls.device.type == 'cuda')
+                if a.precision == 'auto' or cuda: print(f"  precision: {why}{cuda}")
             learn.resume(a.out/'checkpoints', missing_ok=True)
             if hasattr(learn, 'resumed') and not rank_distrib(): print(f"Going on from {learn.resumed.where}")
             getattr(learn, s.schedule)(**s.fit)

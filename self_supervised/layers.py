@@ -36,6 +36,12 @@ def evaluating(model:nn.Module):
     finally:
         for m,s in states.items(): m.training = s
 
+def has_bf16(dev:str) -> bool|None: # None is not known
+    "Has this type of device instructions for bfloat16? Else torch emulates them, if it can"
+    if dev == 'cpu': return torch.ops.mkldnn._is_mkldnn_bf16_supported() if torch.backends.mkldnn.is_available() else None
+    asks = getattr(torch.get_device_module(dev), 'is_bf16_supported', None)
+    return asks and asks(including_emulation=False)
+
 def deep_copy(m:nn.Module) -> nn.Module:
     "A deep copy, also of modules that keep weights computed from others, as torch's `weight_norm`"
     values = chain.from_iterable(vars(o).values() for o in m.modules())
@@ -335,6 +341,12 @@ def compiled_in_place(m:nn.Module) -> nn.Module:
     if orig is m: return m
     orig._compiled_call_impl = m.dynamo_ctx(orig._call_impl)             # what `orig.compile()` does
     return orig
+
+def compile_alike(copy:nn.Module, m:nn.Module):
+    "Compile the modules of `copy`, a deep copy of `m`, as those of `m` are, which copying forgets"
+    for a,b in zip(m.modules(), copy.modules()):
+        how = a._compiled_call_impl and inspect.getclosurevars(a._compiled_call_impl).nonlocals.get('self')
+        if callable(how): b._compiled_call_impl = how(b._call_impl)
 
 # %% ../nbs/02_layers.ipynb #8a9a1087
 def create_mlp_module(

@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
-from .layers import deep_copy
+from .layers import compile_alike, deep_copy
 
 # %% ../nbs/06_momentum.ipynb #e65e6b0e
 def check_momentum(m:float|tuple):
@@ -38,6 +38,7 @@ class MomentumEncoder(nn.Module):
     def __init__(self, student:nn.Module):
         super().__init__()
         self.module = deep_copy(student).requires_grad_(False)
+        compile_alike(self.module, student)
         for m in self.module.modules():
             if isinstance(m, (_DropoutNd,StochasticDepth)): m.p = 0.
             elif isinstance(m, DropPath): m.drop_prob = 0.

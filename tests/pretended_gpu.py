@@ -1,7 +1,8 @@
 """A GPU that is pretended, for tests on machines without one: a device of torch whose tensors hold real values on the processor.
 
 Tensors of two devices do not meet, `numpy()` is refused, random numbers are the device's own. Autograd, autocast, GradScaler and BatchNorm
-run as on CUDA, and streams copy on their own. `counting()` counts what a GPU would be waited for. There are `N` of them; `current` is this process's."""
+run as on CUDA, streams copy on their own, and with `float64=False` there is no float64, as on Apple's GPUs. `counting()` counts what a GPU
+would be waited for. There are `N` of them; `current` is this process's."""
 import sys, traceback
 from collections import Counter
 from contextlib import contextmanager
@@ -215,6 +216,8 @@ def run(f, args, kwargs):
     k = {**tree_map(inner, kwargs), **({'device':torch.device('cpu')} if kwargs.get('device') is not None else {})}
     k.pop('pin_memory', None)
     with random_of(f, target): res = f(*tree_map(inner, args), **k)
+    if target is not None and not backend.float64 and any(isinstance(o, torch.Tensor) and o.dtype == torch.float64 for o in tree_flatten(res)[0]):
+        raise TypeError(f"Cannot convert a {KIND} Tensor to float64 dtype as the {KIND} framework doesn't support float64. ({name} at {place()})")
     if name == '_to_copy' and res is inner(args[0]): res = res.clone()
     if name == '_to_copy' and here and streams[-1] is not streams[0]:
         streams[-1].copies.append((res, here[0]))
@@ -256,8 +259,9 @@ def record_stream(was, self, s):
     if not isinstance(self, Pretended): raise RuntimeError('record_stream of a tensor on the processor')
 
 @contextmanager
-def pretending(i=None):
-    "The machine has GPUs, and fastai takes the current one"
+def pretending(i=None, float64=True):
+    "The machine has GPUs, with float64 or without, and fastai takes the current one"
+    backend.float64 = float64
     if i is not None: backend.set_device(i)
     changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f)
                for f in (as_subclass,numpy,tolist,is_pinned,pin_memory,record_stream)]

@@ -19,7 +19,7 @@ N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
 def rate(name): return LR.get(name, LR.get(name.partition('+')[0], LR['']))
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
-VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','barlow_twins+narrow','vic_reg+narrow','sim_clr+chunks','dino+koleo','distill+cosine','nnclr+within']
+VARIANTS = ['sim_clr+views','sup_con+views','sim_clr+dcl','sim_clr+dclw','sup_con+only','sup_con_moco+only','moco+alpha','barlow_twins+narrow','vic_reg+narrow','sim_clr+chunks','dino+koleo','distill+cosine','nnclr+within','moco+last']
 OTHER = dict(dcl=dict(decoupled=True), dclw=dict(decoupled=True, sigma=.5), only=dict(unsup_method='only', unsup_class_id=1),
              alpha=dict(alpha=100., batch_negs=False, symmetric=True), koleo=dict(koleo=.1), cosine=dict(loss='cosine', whole=True), within=dict(within=True))
 def order(W): return [i for s in range(0, 12, BS[W]) for share in SHARES[W] for i in share[s:s+BS[W]]]
@@ -67,8 +67,9 @@ def learner(name, W=2, **kw):
     dls = DataLoaders(trn, TfmdDL(items[:N[W]//W*W], bs=5, num_workers=0))
     dls.n_inp = cb.n_inp
     more = dict(acc=[GradientAccumulation(BS[W]*W*2)], chunks=[Chunks(3)]).get(other, [])
-    return Learner(dls, model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *more],
-                   metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
+    learn = Learner(dls, model, loss_func=noop, opt_func=partial(SGD, mom=0.), cbs=[cb(pipes, **args), Records(), Alarms(min_steps=1000), *more],
+                    metrics=[KNN(k=3), *map(EmbeddingMetric, FIGURES)])
+    return learn.to_mode('fp32 channels_last') if other == 'last' else learn
 
 def run(name, W):
     learn = learner(name, W)

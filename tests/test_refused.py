@@ -153,6 +153,7 @@ def test_compiled(name, what, tmp_path):
     if what == 'in place': enc.compile(backend='eager')
     learn = fit(Learner(dls_of(name, n=16, bs=4), model, path=tmp_path, cbs=[cb(augs(16), **args)]))
     assert not [k for k in learn.model.state_dict() if '_orig_mod' in k] and learn.model.encoder._compiled_call_impl if what != 'model' else True
+    if name in TEACHERS: assert learn.model.encoder_k.encoder._compiled_call_impl                    # as the student, by its compiler
     if (name,what) not in IN_FULL: return
     learn.add_cb(Chunks(3)); fit(learn)
     learn.save('m'); plain = make(name, path=tmp_path); plain.load('m', with_opt=False)

@@ -22,7 +22,7 @@ from .health import *
 from .features import is_labelled, learner_unsup
 from ..fit import trains
 from ..collectives import all_objects
-from .health import singular_values, training_batch
+from .health import doubles, singular_values, training_batch
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #de14e094
 @dataclass
@@ -46,7 +46,7 @@ def auc(z:Tensor # (V, n, d) embeddings, or pixels, of V views of n images
 ) -> float: # In [0, 1]; nan for one image, or one view
     "Chance that the second view of an image is more similar to its first than the second view of another image is"
     if len(z) < 2 or z.shape[1] < 2: return math.nan
-    z = F.normalize(z.flatten(2).double(), dim=2)
+    z = F.normalize(doubles(z.flatten(2)), dim=2)
     s = (z[0] @ z[1].T).round(decimals=7)                            # what is alike but for rounding is a tie
     own,n = s.diagonal()[:,None],len(s)
     return (((s < own).float().sum() + (s == own).float().sum()/2 - n/2)/(n*(n-1))).item()

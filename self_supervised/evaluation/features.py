@@ -7,12 +7,13 @@ __all__ = ['knn_predict', 'knn_accuracy', 'get_features', 'embed', 'learner_knn'
 
 # %% ../../nbs/70_evaluation.features.ipynb #5716090d
 from contextlib import nullcontext
+from torch.amp import autocast
 from fastai.vision.all import *
 from ..augmentations import NormalizeViews, ToImageBatch, check_size, get_norm, no_random_change, norm_stats, whole_views
 from ..data.cache import ReadImage
 from ..data.images import check_writable, find_images, late_bar, readable
 from ..collectives import *
-from ..layers import encoder_n_in, evaluating
+from ..layers import encoder_n_in, evaluating, has_bf16
 from ..data import is_class, label_list, label_vocab
 from ..callback import SSLCallback
 from ..data.loaders import batch_labels, labels_of
@@ -137,28 +138,45 @@ def how_trained(learn, size, stats):
     return size and check_size(size),norm
 
 # %% ../../nbs/70_evaluation.features.ipynb #f997776a
-def _run(f, dl, device, size=None, norm=None, n_inp=None, bar=False):
+def _n_rows(dl):
+    "How many images `dl` gives; 0 for a stream"
+    idxs = getattr(dl, 'get_idxs', None)
+    try: return len(idxs() if isinstance(idxs, partial) else dl.dataset)
+    except TypeError: return 0
+
+def _put(rows, i, z, n, device):
+    "`z` from row `i` on into `rows`, which have room for `n`, and for twice as many whenever there are more"
+    if rows is None or i+len(z) > len(rows):
+        new = torch.empty(max(n, 2*i, i+len(z)), *z.shape[1:], device=device)
+        if i: new[:i] = rows[:i]
+        rows = new
+    rows[i:i+len(z)] = z
+    return rows
+
+def _run(f, dl, device, size=None, norm=None, n_inp=None, bar=False, to='cpu'):
     "Outputs of `f` in evaluation mode for the images of `dl`, and what stands behind the inputs in its batches"
     ds = dl.dataset
     n_inp = n_inp or n_inputs(dl)
     if get_norm(getattr(dl, 'after_batch', None)): norm = None                  # the loader does it
-    feats,ys = [],[]
+    gpu = torch.device(device).type
+    half = autocast(gpu, torch.bfloat16) if gpu != 'cpu' and has_bf16(gpu) else nullcontext()
+    feats,n,n_bad,room,ys = None,0,0,_n_rows(dl),[]
     with evaluating(f), ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
         for b in late_bar(dl, getattr(dl, 'text', 'features')) if bar else dl:
             b = to_device(b if is_listy(b) else (b,), device)
             x = ToImageBatch()(b[0])
             if size: x = whole_views(x, size)
             if norm: x = norm(x)
-            feats.append(f(x.as_subclass(torch.Tensor)).float())
+            with half: z = f(x.as_subclass(torch.Tensor)).float()
+            feats,n = _put(feats, n, z, room, to),n+len(z)
+            n_bad += (~z.flatten(1).isfinite().all(1)).sum()
             y = batch_labels(b, n_inp)
             if isinstance(y, Tensor): ys.append(y.as_subclass(torch.Tensor))
-    if not feats: raise ValueError("there is no image to compute features of")
-    feats = torch.cat(feats)
-    good = feats.flatten(1).isfinite().all(1)
-    if not good.all():
-        raise ValueError(f"encoder: the features of {int((~good).sum())} of {len(good)} images are NaN or infinite: "
+    if feats is None: raise ValueError("there is no image to compute features of")
+    if n_bad > 0:
+        raise ValueError(f"encoder: the features of {int(n_bad)} of {n} images are NaN or infinite: "
                          "take the weights of an earlier checkpoint, from before the training broke")
-    return feats,torch.cat(ys) if ys else None
+    return feats[:n],torch.cat(ys) if ys else None
 
 # %% ../../nbs/70_evaluation.features.ipynb #a1562fc5
 def _run_together(f, learn, ds_idx, items, device, size, norm):
@@ -169,7 +187,8 @@ def _run_together(f, learn, ds_idx, items, device, size, norm):
     items = range(len(ds)) if items is None else [int(i) for i in items]
     if not items:
         raise ValueError(f"ds_idx={ds_idx}: there are no {('training','validation')[ds_idx]} images to compute features of")
-    x,y = _run(f, whole_loader(learn.dls.valid, ds, items, W, r), device, size, norm, n_inputs(learn))
+    to = device if W > 1 else 'cpu'                                  # where processes can give each other what they have
+    x,y = _run(f, whole_loader(learn.dls.valid, ds, items, W, r), device, size, norm, n_inputs(learn), to=to)
     n = sum(all_sizes(len(x), x.device)) if W > 1 else len(x)
     if n != len(items):
         raise ValueError(f"{len(items)-n} of {len(items)} images could not be read, so that features would not be in the order "
@@ -242,7 +261,8 @@ def embed(
     x = x.cpu().numpy()
     named = [os.path.relpath(files[o], root) if root else files[o] for o in i]
     names = [os.fsencode(o).decode('utf-8', 'backslashreplace') for o in named]             # not all names are text
-    df = pd.concat([pd.Series(names, name='file'), pd.DataFrame(x).add_prefix('f')], axis=1)
+    df = pd.DataFrame(x, columns=[f'f{j}' for j in range(x.shape[1])])           # the same memory
+    df.insert(0, 'file', names)
     if to: _write_table(to, df, x)
     return df
 

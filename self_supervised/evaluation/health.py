@@ -43,6 +43,11 @@ def figure(meaning:str, views:bool=False):
 figure('standard deviation of embeddings; 1 is evenly spread, 0 is one point for all images')(spread)
 
 # %% ../../nbs/72_evaluation.health.ipynb #91f74bce
+def doubles(z:Tensor) -> Tensor:
+    "`z` in float64; on the CPU where its device has none, as Apple's GPUs"
+    try: return z.double()
+    except (TypeError,RuntimeError): return z.cpu().double()
+
 def _count(p:Tensor, eps:float=1e-7) -> float:
     "exp of the entropy of the shares of `p`: 0 for nothing but zeros"
     if not p.sum() > 0: return 0. if (p == 0).all() else math.nan
@@ -51,7 +56,7 @@ def _count(p:Tensor, eps:float=1e-7) -> float:
 
 def singular_values(z:Tensor) -> Tensor: # (min(n, d),), largest first
     "Singular values of the matrix `z`; nan for one that is not finite"
-    return torch.linalg.svdvals(z.double()) if z.isfinite().all() else z.new_full((min(z.shape),), math.nan, dtype=torch.double)
+    return torch.linalg.svdvals(doubles(z)) if z.isfinite().all() else torch.full((min(z.shape),), math.nan)
 
 # %% ../../nbs/72_evaluation.health.ipynb #87001e81
 @figure('how many directions the embeddings use; a few per cent of the width is a collapse, above that no value is good by itself')
@@ -64,7 +69,8 @@ def rankme(z:Tensor # (n, d) embeddings
 def alpha_req(z:Tensor # (n, d) embeddings
 ) -> float: # nan for fewer than two directions
     "α-ReQ (2202.05808): slope α of the covariance's eigenvalues, λᵢ ∝ i^-α, by least squares on logarithms"
-    s = singular_values(z.double()-z.double().mean(0))
+    z = doubles(z)
+    s = singular_values(z-z.mean(0))
     s = s[s > s.amax()*1e-6]**2 if len(s) else s
     if len(s) < 2: return math.nan
     x,y = torch.arange(1, len(s)+1, device=s.device).double().log(),s.log()
@@ -78,7 +84,7 @@ def lidar(z:Tensor, # (V, n, d) embeddings of V views of n images
 ) -> float: # In [1, min(n-1, d)]; 0 if all images are the same
     "LiDAR (2312.04000): effective number of directions that tell images apart, beyond what tells their views apart"
     if not z.isfinite().all(): return math.nan
-    z = z.double()
+    z = doubles(z)
     means = z.mean(0)
     within,between = (z-means).flatten(0, 1),means-means.mean(0)
     w = within.T @ within/len(within) + delta*torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -91,7 +97,7 @@ def lidar(z:Tensor, # (V, n, d) embeddings of V views of n images
 def alignment(z:Tensor # (V, n, d) embeddings of V views of n images
 ) -> float: # In [0, 4]; nan for one view
     "Mean squared distance of normalised views of an image, over pairs of views (2005.10242)"
-    z,V = F.normalize(z.double(), dim=-1),len(z)
+    z,V = F.normalize(doubles(z), dim=-1),len(z)
     if V < 2: return math.nan
     return ((V*z.square().sum((0,2))-z.sum(0).square().sum(1)).mean()/(V*(V-1)/2)).item()
 
@@ -100,7 +106,7 @@ def uniformity(z:Tensor # (n, d) embeddings
 ) -> float: # At most 0; nan for one image
     "log of the mean exp(-2‖x-y‖²) over pairs of normalised embeddings (2005.10242)"
     if len(z) < 2: return math.nan
-    z,n = F.normalize(z.double(), dim=1),len(z)
+    z,n = F.normalize(doubles(z), dim=1),len(z)
     total = sum((-2*torch.cdist(o, z).square()).exp().sum() for o in z.split(1024))
     return ((total-n)/(n*(n-1))).log().item()
 
@@ -204,17 +210,20 @@ figures.update({k:Figure(k, v) for k,v in dict(
 
 # %% ../../nbs/72_evaluation.health.ipynb #2a64abb2
 class GradNorm(FitCallback):
-    "A column with the mean length of the gradient over the steps of an epoch, before it is clipped"
+    "A column with the mean length of the gradient over the steps of an epoch, before it is clipped, without those that fp16 skips"
     order = GradientClip.order-3                                     # and after `GradientAccumulation` has put off the step
     @contextmanager
     def setting_up(self):
-        self.norms = []
+        self.norms,self.skips = [],False
         with super().setting_up(), replacing(self.learn, 'metrics', self.learn.metrics + [LearnerMetric(self.mean, 'grad_norm')]): yield
-    def mean(self, learn) -> float: return torch.stack(self.norms).mean().item() if self.norms else math.nan
-    def before_train(self): self.norms = []
+    def mean(self, learn) -> float:
+        norms = torch.stack(self.norms).cpu() if self.norms else torch.tensor([math.nan])
+        return (norms[norms.isfinite()] if self.skips else norms).mean().item()
+    def before_train(self): self.norms,self.skips = [],False
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         scaler = getattr(first(self.learn._grab_cbs(MixedPrecision)), 'scaler', None)
+        self.skips = scaler is not None and scaler.is_enabled()
         if grads: self.norms.append(torch.stack(torch._foreach_norm(grads)).norm()/(scaler.get_scale() if scaler else 1))
 
 # %% ../../nbs/72_evaluation.health.ipynb #8043d0b8

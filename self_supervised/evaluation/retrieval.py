@@ -10,6 +10,7 @@ from fastai.vision.all import *
 from ..augmentations import no_random_change
 from ..layers import evaluating
 from .features import *
+from .health import doubles
 
 # %% ../../nbs/76_evaluation.retrieval.ipynb #7e700105
 def places(queries:Tensor, # (n, d) embeddings
@@ -23,7 +24,7 @@ def places(queries:Tensor, # (n, d) embeddings
         bad = ~x.isfinite().all(1)
         if bad.any():
             raise ValueError(f"{name}: {int(bad.sum())} of {len(x)} embeddings are NaN or infinite")
-    q,o = F.normalize(queries.double(), dim=1),F.normalize(others.double(), dim=1)
+    q,o = F.normalize(doubles(queries), dim=1),F.normalize(doubles(others), dim=1)
     own = (q*o).sum(1, keepdim=True)-1e-12                                      # rounding is no difference
     return torch.cat([(a @ o.T >= b).sum(1) for a,b in zip(q.split(chunk), own.split(chunk))])
 
