@@ -223,9 +223,10 @@ class Shown(Method):
     def statistics(self) -> dict:
         "Which views BatchNorm sees together, here and in the authors' code"
         if self.n_views == 1: return {}
-        known = {True:'all views of a size together', False:'each view by itself'}
-        theirs = {None:'', self.joint:", as in the authors' code"}.get(self.paper.joint, f"; in the authors' code {known.get(self.paper.joint)}")
-        return {'BatchNorm sees':known[self.joint]+theirs}
+        words,theirs = {True:'all views of a size together', False:'each view by itself'},self.paper.joint
+        told = words[self.joint]
+        if theirs is not None: told += ", as in the authors' code" if theirs == self.joint else f"; in the authors' code {words[theirs]}"
+        return {'BatchNorm sees':told}
     def facts(self) -> dict:
         "What it does, in words"
         sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', None) or ('?','?'))) for p in self.aug_pipelines)
