@@ -22,7 +22,7 @@ from .fit import *
 from .momentum import *
 from .momentum import momentum_at
 from .processes import *
-from .fit import drop_kept, keep, replacing, current_fit, running_fit, trains
+from .fit import drop_kept, keep, replacing, current_fit, running_fit, spare_vectors, trains
 from .processes import ProcessesMixin, dataset_len
 from .collectives import gather
 
@@ -171,12 +171,18 @@ class Paper:
     opt:str|None = None # Optimizer
     lr:float|None = None # Learning rate per 256 images of a batch
     wd:float|None = None # Weight decay
+    wd_end:float|None = None # Weight decay at the end of training, along half a cosine, if it is not constant
+    wd_bn_bias:bool|None = None # Does it hold for biases and norms, too? The name is that of `Learner`'s argument
+    sqr_mom:float|None = None # β₂ of AdamW, if it is not torch's .999
+    eps:float|None = None # ε of AdamW, if it is not torch's 1e-8
+    clip:float|None = None # Norm to which the gradient of each parameter is clipped
     bs:int|None = None # Images per batch
     epochs:int|None = None # Epochs
     temp:float|None = None # Temperature
     K:int|None = None # Length of the queue
     m:float|None = None # Momentum of the teacher at the start of training
     sgd:float|None = None # Rate of the authors' code for SGD, if the paper has another optimizer
+    joint:bool|None = None # Does BatchNorm see all views of a size together?
     widths:bool = True # Are the first of the widths in `heads` those of the paper?
     def __str__(self): return f"paper {self.arxiv}" if self.arxiv else 'judgement'
 
@@ -192,6 +198,7 @@ class Method(FitCallback):
     small_batch = 0,'' # Images per batch below which it is small for the method, and why
     when = '' # For whom it is, in a line
     brings_loss = True # A learner needs none of its own
+    joint = True # BatchNorm sees all views of a size together, as they are one batch
     term_names = {} # Terms of its loss that are columns, with their meaning
     trivial_terms = {} # Those that tell a collapse, with their values for embeddings that are the same for all images
 
@@ -237,11 +244,19 @@ class Shown(Method):
         "Its arguments besides the views, as code; `...` where one is a network"
         names = [n for n in inspect.signature(type(self)).parameters if n not in ('aug_pipelines','print_augs') and hasattr(self, n)]
         return {n:'...' if isinstance(getattr(self, n), nn.Module) else repr(getattr(self, n)) for n in names}
+    def statistics(self) -> dict:
+        "Which views BatchNorm sees together, here and in the authors' code"
+        if self.n_views == 1: return {}
+        words,theirs = {True:'all views of a size together', False:'each view by itself'},self.paper.joint
+        told = words[self.joint]
+        if theirs is not None: told += ", as in the authors' code" if theirs == self.joint else f"; in the authors' code {words[theirs]}"
+        return {'BatchNorm sees':told}
     def facts(self) -> dict:
         "What it does, in words"
         sizes = Counter(' × '.join(map(str, getattr(first(p.fs), 'size', None) or ('?','?'))) for p in self.aug_pipelines)
         views = ', '.join(f"{n} of {s} pixels" for s,n in sizes.items())
-        return {**({'choose it':self.when} if self.when else {}), 'views':views, 'trains':', '.join(self.parts)}
+        return {**({'choose it':self.when} if self.when else {}), 'views':views, 'trains':', '.join(self.parts),
+                **self.statistics()}
     def describe(self):
         "Print what the method does, and its arguments with their values"
         docs = docments(type(self).__init__)
@@ -316,6 +331,7 @@ class SSLCallback(ProcessesMixin, MakesViews):
     def before_fit(self):
         self.after_create()
         if trains(self.learn) and self.learn.n_epoch: check_loader(self.learn.dls.train)
+        spare_vectors(self.learn)
         super().before_fit()
     @contextmanager
     def setting_up(self):
@@ -441,7 +457,7 @@ class QueueMixin(StagedMixin):
 # %% ../nbs/09_callback.ipynb #c86d920e
 class KeyQueueCallback(QueueMixin, TeacherCallback):
     "Base of MoCo: first views are the student's queries, second views the teacher's keys, queued after the loss"
-    symmetric = False
+    symmetric,joint = False,False                                            # queries and keys go through networks of their own
     def teach(self, views): return F.normalize(super().teach(views), dim=1)
     def inputs(self, views, yb):
         keys,labels = self.teach(views[1:]),yb[0]

@@ -111,6 +111,13 @@ class FitCallback(Callback):
     def after_fit(self):
         if current_fit(self.learn).by_hand: current_fit(self.learn).close()
 
+# %% ../nbs/08_fit.ipynb #fe78b14e
+def spare_vectors(learn:Learner):
+    "Mark what has fewer than two dimensions for weight decay to leave out, as fastai marks biases and norms; not with `wd_bn_bias`"
+    if learn.opt is None or learn.wd_bn_bias: return
+    for p,_,state,_ in learn.opt.all_params():
+        if p.ndim < 2: state['do_wd'] = False
+
 # %% ../nbs/08_fit.ipynb #2168e804
 class Contexts(ContextManagers):
     "fastcore's `ContextManagers`, which leaves those it has entered if the next one fails"

@@ -74,6 +74,13 @@ def test_going_on_from_a_file(arch, groups, photos, tmp_path):
     learn = ssl_pretrain(photos, out=tmp_path/'b', lr=1e-3, **args)
     assert len({o['lr'] for o in learn.opt.hypers}) == 1
 
+def test_what_a_paper_does_in_a_fit(photos, tmp_path):
+    "Weight decay of DINO rises, from what is asked for"
+    learn = ssl_pretrain(photos, out=tmp_path/'a', method='dino', arch='vit_tiny_patch16_224', arch_set=['img_size=32','depth=1'], size=32,
+                         epochs=1, bs=16, set=['wd=.1'], precision='fp32', no_report=True)
+    wd = learn.recorder.hps['wd']
+    assert wd[0] == .1 and wd[-1] > .3
+
 def test_stopped_and_continued(trained, photos, tmp_path):
     "Ctrl-C, then SIGTERM, then the same command again: the same table and weights as without"
     out = tmp_path/'simclr'

@@ -2,12 +2,12 @@
 import sys
 
 import matplotlib; matplotlib.use('Agg')
-import pytest
+import pytest, torch
 from fastai.vision.all import Learner
 
 import kit
 from self_supervised import cli
-from self_supervised.callback import methods
+from self_supervised.callback import SSLCallback, methods
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.training.settings import suggest
@@ -80,3 +80,15 @@ def test_only_declared():
     "Bases are no methods, nor are classes that only change one"
     class Mine(methods['byol']): pass
     assert 'mine' not in methods and 'sslcallback' not in methods and all(o.create_views for o in methods.values())
+
+@pytest.mark.parametrize('name,views', [('sim_clr',2), ('moco',1), ('byol',2)])
+def test_what_batchnorm_sees(name, views):
+    "`describe` says which views share statistics, and the encoder gets them so"
+    learn,seen = kit.make(name),set()
+    norm = next(o for o in learn.model.encoder.modules() if isinstance(o, torch.nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda m, xs: seen.add(len(xs[0])) if m.training else None)
+    kit.fit(learn)
+    cb = learn._grab_cbs(SSLCallback)[0]
+    assert seen == {8*views} and cb.joint == (views > 1)
+    assert cb.facts()['BatchNorm sees'] == dict(sim_clr="all views of a size together, as in the authors' code", moco="each view by itself, as in the authors' code",
+                                                byol="all views of a size together; in the authors' code each view by itself")[name]

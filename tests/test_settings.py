@@ -5,13 +5,14 @@ from functools import partial
 
 import pandas as pd
 import pytest, torch
-from fastai.vision.all import Adam, Callback, CancelFitException, Learner, noop, set_seed
+from fastai.vision.all import SGD, Adam, Callback, CancelFitException, Learner, noop, set_seed
 from hypothesis import given, settings, strategies as st
 from self_supervised.callback import methods
-from self_supervised.training.settings import Suggestion, suggest
+from self_supervised.training.settings import AdamW, Suggestion, suggest
 from self_supervised.vision import all as ssl
-from self_supervised.vision.all import captioned_digits_dls, create_encoder, digits_dls, digits_stats, digits_views, text_tower
+from self_supervised.vision.all import Checkpoint, captioned_digits_dls, checkpoints, create_encoder, digits_dls, digits_stats, digits_views, text_tower
 import kit
+from pretended_gpu import counting, pretending
 
 # by the name of the class: the callback with what has to be given, its model and its views as the library has them
 TEACHER = create_encoder('test_resnet', False, n_in=1)
@@ -162,12 +163,81 @@ def test_looks():
     s = suggest('SimCLR', 2000, 64, 96)
     lines = repr(s).splitlines()
     assert len(lines) == len(s.why) and "lr_max 0.004 - for an encoder from scratch (measured)" in lines
-    assert s._repr_html_().count('<tr') == len(s.why)+1 and 'opt_func Adam -' in repr(s) and '...' not in s._repr_html_()
+    assert s._repr_html_().count('<tr') == len(s.why)+1 and 'opt_func AdamW -' in repr(s) and '...' not in s._repr_html_()
 
 def test_suggestions_are_apart():
     a,b = suggest('BYOL', 2000, 64, 96),suggest('BYOL', 2000, 64, 96)
     a.method.clear(); a.add('method', 'mine', 'test', m=.5)
     assert b.method.m == (.996,1.) and suggest('BYOL', 2000, 64, 96).why == b.why and isinstance(a, Suggestion)
+
+class NoGradients(Callback):
+    "Nothing but weight decay moves a weight"
+    order = 100
+    def before_step(self):
+        for p in self.learn.model.parameters():
+            if p.grad is not None: p.grad.zero_()
+
+@pytest.mark.parametrize('all_decay', [False, True])
+@pytest.mark.parametrize('opt', [Adam, AdamW, partial(SGD, mom=.9, decouple_wd=False)])
+@pytest.mark.parametrize('name', ['clip','sig_lip','dino'])
+def test_what_decays(name, opt, all_decay):
+    "Matrices and kernels, in groups for each layer; biases, norms, the scale and the bias of SigLIP only if they are asked for"
+    learn = kit.make(name, opt_func=opt, cbs=[NoGradients()], **(dict(freeze_last_layer=0) if name == 'dino' else {}))
+    learn.splitter,learn.wd_bn_bias = ssl.layer_splitter,all_decay
+    before = {n:p.detach().clone() for n,p in learn.model.named_parameters() if p.requires_grad and p.abs().sum() > 0}
+    kit.fit(learn, 1, lr=.1, wd=.1)
+    moved = {n for n,p in learn.model.named_parameters() if n in before and not torch.equal(p, before[n])}
+    assert moved == {n for n,p in before.items() if all_decay or p.ndim > 1} and len(learn.opt.hypers) > 2
+    assert all(o in before for o in dict(clip=['log_scale'], sig_lip=['log_scale','bias']).get(name, []))
+
+def test_another_optimizer_does_not_go_on(tmp_path):
+    kit.fit(kit.make('sim_clr', opt_func=AdamW, path=tmp_path, cbs=[Checkpoint(tmp_path/'c')]))
+    with pytest.raises(ValueError, match='another kind of optimizer'): kit.make('sim_clr', path=tmp_path).resume(tmp_path/'c')
+
+class Norms(Callback):
+    "Largest norm of a gradient in each step, of a loss that is far too large"
+    order = 100
+    def before_fit(self): self.largest = []
+    def before_backward(self): self.learn.loss_grad = self.learn.loss_grad*1e6
+    def before_step(self): self.largest.append(max(p.grad.norm().item() for p in self.learn.model.parameters() if p.grad is not None))
+
+def dino(path, resume=None):
+    "A training of DINO as it is suggested for transformers"
+    s = suggest('DINO', 48, 12, 16, epochs=2, arch='vit', stride=4)
+    learn = kit.make('dino', path=path, cbs=[Norms(), Checkpoint(path/'c', every=1, keep=20)], opt_func=s.learner.opt_func)
+    if resume: learn.resume(resume)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(**s.fit)
+    return learn
+
+def test_dino_clips_and_lets_decay_rise(tmp_path):
+    "The gradient of each parameter by itself; on a cosine beside that of the rate; and a training that was stopped goes on exactly"
+    whole = dino(tmp_path/'a')
+    assert all(math.isclose(o, 3, rel_tol=1e-3) for o in whole.norms.largest)
+    wd = whole.recorder.hps['wd']
+    assert wd[0] == .04 and .35 < wd[-1] < .4 and all(a < b for a,b in zip(wd, wd[1:])) and {*whole.recorder.hps} == {'lr','mom','wd'}
+    again = dino(tmp_path/'b', checkpoints(tmp_path/'a'/'c')[2])
+    assert kit.same(kit.state(whole), kit.state(again)) and again.recorder.hps == whole.recorder.hps
+
+class Operations(Callback):
+    "What the optimizer does on the GPU in the last step"
+    order = 10**6
+    def __init__(self, counts): self.counts = counts
+    def before_step(self): self.start = self.counts['ops'].total(),self.counts['waits'].total()
+    def after_step(self): self.found = self.counts['ops'].total()-self.start[0],self.counts['waits'].total()-self.start[1]
+
+@pytest.mark.parametrize('fp16', [False, True])
+def test_a_step_on_a_gpu(fp16):
+    "Two launches for what decays and two for the rest, and no wait; the optimizer was made before the model moved there. fp16 has a scale besides"
+    with pretending(0) as gpu, counting() as counts:
+        dls = kit.dls_of('sim_clr')
+        dls.device = gpu
+        learn = kit.make('sim_clr', dls, opt_func=suggest('SimCLR', 2000, 64, 96).learner.opt_func, cbs=[Operations(counts)])
+        learn.create_opt()
+        learn.model.to(gpu)
+        if fp16: learn.to_fp16(init_scale=2.**7)
+        before = kit.state(learn)
+        kit.fit(learn)
+        assert learn.operations.found == (4+fp16,0) and not kit.same(before, kit.state(learn))
 
 @pytest.mark.parametrize('kw,error,msg', [
     (dict(method='simclr'), ValueError, "method='simclr' is unknown: choose one of SimCLR, SupCon, .*DINO"),

@@ -654,9 +654,12 @@ def _newest_for(path, files, exact):
                      f"finish the epoch with {n} processes, as before")
 
 # %% ../../nbs/82_training.checkpoint.ipynb #f373c5ae
-def _check_like(learn, f, there):
-    "Raise unless `learn` is as the file `f` describes its learner, `there`"
-    here = describe(learn)
+def _check_like(learn, f, state):
+    "Raise unless `learn` is as the file `f` describes its learner in `state`"
+    here,there = describe(learn),state['meta']
+    if learn.opt.state_dict().keys() != state['opt'].keys():
+        raise ValueError(f"resume: the checkpoint {f} is of another kind of optimizer, fastai's or torch's: make the learner with the "
+                         "opt_func that it had")
     for k,v in here.items():
         if k == 'model' or v == there[k]: continue
         if k not in ('classes','words'):
@@ -684,7 +687,7 @@ def resume(self:Learner,
         raise FileNotFoundError(f"path: there is no checkpoint in {path}")
     f,state = _newest_for(path, files, exact)
     if self.opt is None: self.create_opt()
-    _check_like(self, f, state['meta'])
+    _check_like(self, f, state)
     now = _settings_of(self)
     changed = [f"{k} was {v}, and is {now.get(k)}" for k,v in state['settings'].items() if now.get(k) != v]
     if changed: warn(f"resume: training goes on from {f.name} with other settings: {'; '.join(changed)}")

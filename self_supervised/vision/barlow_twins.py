@@ -50,7 +50,7 @@ def barlow_twins(z:Tensor, # (2B, d) embeddings, first views then second views, 
 class BarlowTwins(CorrelationsMixin, SSLCallback):
     "Barlow Twins (2103.03230): the correlation matrix of two views' embeddings should be the identity"
     create_model,create_views = create_barlow_twins_model,get_barlow_twins_aug_pipelines
-    paper = Paper('2103.03230', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000)
+    paper = Paper('2103.03230', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000, wd_bn_bias=False, joint=False)
     heads = dict(hidden_size=(8192,256), projection_size=(8192,256))
     quick = dict(method=dict(lmb=.02))
     small_batch = 64,"correlations over few images are noisy"

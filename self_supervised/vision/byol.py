@@ -39,7 +39,7 @@ def byol(p:Tensor, # (VB, d) predictions of the student, first views then second
 class BYOL(TeacherCallback):
     "BYOL (2006.07733): predict the momentum encoder's projection of the other view"
     create_model,create_views = create_byol_model,get_byol_aug_pipelines
-    paper = Paper('2006.07733', opt='LARS', lr=.2, wd=1.5e-6, bs=4096, epochs=1000, m=.996)
+    paper = Paper('2006.07733', opt='LARS', lr=.2, wd=1.5e-6, bs=4096, epochs=1000, m=.996, wd_bn_bias=False, joint=False)
     heads = dict(hidden_size=(4096,256), projection_size=(256,128))
     quick = dict(method=dict(m=.99), train=dict(opt='SGD', fit='fit_flat_cos'))
     when = "Small batches, and images among which many are alike, as it has no negatives; needs many steps"

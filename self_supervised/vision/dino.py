@@ -112,7 +112,8 @@ class CentredMixin(StagedMixin):
 class DINO(CentredMixin, TeacherCallback):
     "DINO (2104.14294): every view predicts the centred and sharpened output of the teacher for another, large view"
     create_model,create_views = create_dino_model,get_dino_aug_pipelines
-    paper = Paper('2104.14294', opt='AdamW', lr=5e-4, wd=.04, bs=512, epochs=100, m=.996, sgd=.03)
+    paper = Paper('2104.14294', opt='AdamW', lr=5e-4, wd=.04, wd_end=.4, wd_bn_bias=False, clip=3., bs=512, epochs=100, m=.996, sgd=.03,
+                  joint=True)
     heads = dict(hidden_size=(2048,256), bottleneck_size=(256,64))
     quick = dict(model=dict(n_out=128, bn=True), method=dict(tmom_start=.99), train=dict(fit='fit_flat_cos', lr=1e-3))
     when = "Vision transformers, and features for nearest neighbours or segmentation; needs many steps"

@@ -72,7 +72,7 @@ def lejepa(z:Tensor, # (VB, d) embeddings, first views then second views, ...
 class LeJEPA(TermsMixin, SSLCallback):
     "LeJEPA (2511.08544): every view predicts the mean of the large ones, and embeddings are kept normally distributed"
     create_model,create_views = create_lejepa_model,get_lejepa_aug_pipelines
-    paper = Paper('2511.08544')
+    paper = Paper('2511.08544', joint=True)
     heads = dict(hidden_size=(2048,256), projection_size=(128,64))
     small_batch = 128,"few embeddings for a test of their distribution"
     when = "You do not want to tune: no teacher, no temperature, no queue, and one weight"

@@ -49,7 +49,8 @@ def moco_v3(q:Tensor, # (2B, d) predictions of the student, first views then sec
 class MOCO(KeyQueueCallback):
     "MoCo (1911.05722, 2003.04297): find the own key among the batch's and the queue's"
     create_model,create_views = create_moco_model,get_moco_aug_pipelines
-    paper = Paper('2003.04297, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.2, K=65536, m=.999)
+    paper = Paper('2003.04297, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.2, K=65536, m=.999, wd_bn_bias=True,
+                  joint=False)
     heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(method=dict(K=512, m=.99, temp=.2), train=dict(opt='SGD'))
     when = "Contrastive learning with small batches: negatives come from a queue"
@@ -79,7 +80,7 @@ class MOCO(KeyQueueCallback):
 class MOCOV3(TeacherCallback):
     "MoCo v3 (2104.02057): symmetric, predictor, no queue, momentum to 1 on a cosine"
     create_model,create_views = create_mocov3_model,get_mocov3_aug_pipelines
-    paper = Paper('2104.02057', opt='AdamW', lr=1.5e-4, wd=.1, bs=4096, epochs=300, temp=.2, m=.99)
+    paper = Paper('2104.02057', opt='AdamW', lr=1.5e-4, wd=.1, bs=4096, epochs=300, temp=.2, m=.99, wd_bn_bias=True, joint=False)
     heads = dict(hidden_size=(4096,256), projection_size=(256,128))
     quick = dict(method=dict(m=(.9,1.), temp=.5))
     small_batch = 256,"the paper has 4,096; MOCO has a queue for small batches"

@@ -43,7 +43,7 @@ def dcl(z:Tensor, # (2B, d) embeddings, first views then second views, B > 1
 class SimCLR(SSLCallback):
     "SimCLR (2002.05709): NT-Xent between the views of every image; labels are not used"
     create_model,create_views = create_simclr_model,get_simclr_aug_pipelines
-    paper = Paper('2002.05709', opt='LARS', lr=.3, wd=1e-6, bs=4096, epochs=100, temp=.1)
+    paper = Paper('2002.05709', opt='LARS', lr=.3, wd=1e-6, bs=4096, epochs=100, temp=.1, wd_bn_bias=False, joint=True)
     heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(method=dict(temp=.5))
     when = "The first to try with 256 images in a batch or more: simple, and its loss is easy to read"

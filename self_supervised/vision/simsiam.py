@@ -38,7 +38,7 @@ def simsiam(p:Tensor, # (VB, d) predictions, first views then second views, ...
 class SimSiam(SSLCallback):
     "SimSiam (2011.10566): predict the other view's projection, whose gradient is stopped"
     create_model,create_views = create_simsiam_model,get_simsiam_aug_pipelines
-    paper = Paper('2011.10566', opt='SGD', lr=.05, wd=1e-4, bs=512, epochs=100)
+    paper = Paper('2011.10566', opt='SGD', lr=.05, wd=1e-4, bs=512, epochs=100, wd_bn_bias=True, joint=False)
     heads = dict(hidden_size=(2048,512), projection_size=(2048,512), pred_size=(512,128))
     quick = dict(train=dict(fit='fit_flat_cos', lr=1e-3))
     when = "As BYOL, but without a teacher; needs many steps"

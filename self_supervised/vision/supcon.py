@@ -118,7 +118,7 @@ class PartlyLabelled:
 class SupCon(PartlyLabelled, SSLCallback):
     "SupCon (2004.11362) on partly labelled data: `unsup_lf + reg_lambda * sup_lf`"
     create_model,create_views = create_supcon_model,get_supcon_aug_pipelines
-    paper = Paper('2004.11362', opt='SGD', lr=.125, wd=1e-4, bs=1024, epochs=1000, temp=.1)
+    paper = Paper('2004.11362', opt='SGD', lr=.125, wd=1e-4, bs=1024, epochs=1000, temp=.1, wd_bn_bias=True, joint=True)
     quick = dict(method=dict(unsup_method=UnsupMethod.Only, temp=.5))
     small_batch = 256,"few negatives; SupConMOCO has a queue of them"
     when = "Some images have a label: the best choice then, as it learns from all images"
@@ -160,7 +160,8 @@ class SupCon(PartlyLabelled, SSLCallback):
 class SupConMOCO(PartlyLabelled, KeyQueueCallback):
     "SupCon with MoCo's momentum encoder and queue; labels are queued with the keys"
     create_model,create_views = create_supcon_model,get_supcon_aug_pipelines
-    paper = Paper('2004.11362, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.1, K=65536, m=.999)
+    paper = Paper('2004.11362, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.1, K=65536, m=.999,
+                  wd_bn_bias=True)
     quick = dict(method=dict(K=512, m=.99, temp=.2), train=dict(opt='SGD'))
     when = "Some images have a label and batches are small"
     def __init__(self,

@@ -104,7 +104,7 @@ def swav(scores:Tensor, # (VB, P) scores of all views
 class SWAV(QueueMixin, SSLCallback):
     "SwAV (2006.09882): swapped prediction of cluster assignments"
     create_model,create_views = create_swav_model,get_swav_aug_pipelines
-    paper = Paper('2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840)
+    paper = Paper('2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840, wd_bn_bias=True, joint=True)
     heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(model=dict(n_protos=64), method=dict(K=0, eps=.02), train=dict(fit='fit_flat_cos', lr=2e-3))
     when = "Images fall into groups; small views make much of few images"

@@ -56,7 +56,7 @@ def vicreg_loss(z:Tensor, # (2B, d) embeddings, first views then second views, B
 class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
     "VICReg (2105.04906): invariance, variance and covariance of two views' embeddings"
     create_model,create_views = create_vicreg_model,get_vicreg_aug_pipelines
-    paper = Paper('2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000)
+    paper = Paper('2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000, wd_bn_bias=False, joint=False)
     heads = dict(hidden_size=(8192,256), projection_size=(8192,256))
     small_batch = 64,"variances over few images are noisy"
     when = "As Barlow Twins, and its three terms show what is wrong when it does not learn"
