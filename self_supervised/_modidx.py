@@ -1846,6 +1846,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'self_supervised.views._in_order': ('views.html#_in_order', 'self_supervised/views.py'),
                                        'self_supervised.views._paint': ('views.html#_paint', 'self_supervised/views.py'),
                                        'self_supervised.views._plan': ('views.html#_plan', 'self_supervised/views.py'),
+                                       'self_supervised.views._reduced': ('views.html#_reduced', 'self_supervised/views.py'),
                                        'self_supervised.views._room': ('views.html#_room', 'self_supervised/views.py'),
                                        'self_supervised.views._taps': ('views.html#_taps', 'self_supervised/views.py'),
                                        'self_supervised.views.blur': ('views.html#blur', 'self_supervised/views.py'),

@@ -29,6 +29,11 @@ def view_map(
     return torch.stack(x+y, 1).view(-1, 2, 3),factor
 
 # %% ../nbs/00_views.ipynb #394767b2
+def _reduced(im, factor):
+    "Images that are reduced by averages; on the processor where torch's MPS may refuse sizes of which `factor` is no divisor"
+    on = 'cpu' if im.device.type == 'mps' and any(o % factor for o in im.shape[2:]) else im.device
+    return F.interpolate(im.to(on), [-(-o//factor) for o in im.shape[2:]], mode='area').to(im.device)
+
 def warp(
     x:Tensor, # (B, c, H, W) images, uint8 or floats in [0,1]
     src:Tensor, # (n,) which image
@@ -42,7 +47,7 @@ def warp(
     grid = (theta[:,:,:1]*u + theta[:,:,2:])[:,:,None] + (theta[:,:,1:2]*v)[...,None]
     im = x.index_select(0, src)
     im = im.float()/255 if im.dtype == torch.uint8 else im.float()
-    if factor > 1: im = F.interpolate(im, [-(-o//factor) for o in x.shape[2:]], mode='area')
+    if factor > 1: im = _reduced(im, factor)
     # without a rotation only half a pixel leaves the image, where both paddings agree; MPS has reflection alone
     padding = 'reflection' if turned or x.device.type == 'mps' else 'border'
     return F.grid_sample(im, grid.permute(0,2,3,1), padding_mode=padding, align_corners=False)
