@@ -46,7 +46,9 @@ class DDP(DistributedDataParallel):
         self.mine = [b for n,b in module.named_buffers() if n not in getattr(module, '_ddp_params_and_buffers_to_ignore', ())]
         for o in [*module.parameters(), *self.mine]: dist.broadcast(o.detach(), 0)
         for p in module.parameters():
-            if p.requires_grad: p.register_hook(lambda g: all_reduce(g.clone())/dist.get_world_size())
+            if not p.requires_grad: continue
+            p._backward_hooks = None                                         # of an earlier fit, before the parameter was moved
+            p.register_hook(lambda g: all_reduce(g.clone())/dist.get_world_size())
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled():
             for b in self.mine: dist.broadcast(b, 0)
@@ -55,7 +57,8 @@ class DDP(DistributedDataParallel):
     def __setstate__(self, state): vars(self).update(state)
 
 class Accelerator:
-    def __init__(self):
+    def __init__(self, cpu=False):
+        assert not cpu
         if not dist.is_initialized(): dist.init_process_group('gloo')
         self.device = own
         backend.set_device(self.device.index)
