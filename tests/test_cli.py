@@ -173,7 +173,7 @@ def test_a_table_of_few_labels(photos, tmp_path, typed):
 def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
     def start(out):
-        args = ['digits', '--epochs', 2, '--bs', 64, '--out', out, '--arch', 'resnet10t', '--no-report', '--precision', 'fp32']
+        args = ['digits', '--epochs', 2, '--bs', 256, '--out', out, '--arch', 'resnet10t', '--no-report', '--precision', 'fp32']
         return warm.start_group(on_gpus, warm.command, 'ssl_pretrain', *args)
     a,b = start(tmp_path/'b')
     a.until(lambda: has_row(a.out))
