@@ -9,8 +9,8 @@ def main(
     bs:int=32 # Images per batch and process
 ):
     set_seed(0)                                                   # alike in every process: split and weights
-    cpu = not torch.cuda.is_available()
-    dls = digits_dls(bs=bs, device='cpu' if cpu else None)
+    cpu = default_device().type == 'cpu'
+    dls = digits_dls(bs=bs)
     model = create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1))
     learn = Learner(dls, model, cbs=SimCLR(get_simclr_aug_pipelines(16, **digits_views), temp=.5), metrics=KNN())
     with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 4e-3)

@@ -44,8 +44,8 @@ def main(
     path:Path=None # Folder of the checkpoints
 ):
     set_seed(0)
-    cpu,world = not torch.cuda.is_available(),max(num_distrib(), 1)
-    held = digits_dls(bs=bs, device='cpu' if cpu else None)                 # for the shards and for validation
+    cpu,world = default_device().type == 'cpu',max(num_distrib(), 1)
+    held = digits_dls(bs=bs)                 # for the shards and for validation
     with tempfile.TemporaryDirectory() as folder:
         urls = write_shards(held, Path(folder))
         model = create_simclr_model(create_encoder('resnet10t', pretrained=False, n_in=1))

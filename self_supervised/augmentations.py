@@ -8,7 +8,7 @@ __all__ = ['KorniaAug', 'ToImageBatch', 'NormalizeViews', 'ViewAugs', 'describe_
            'make_views', 'decode_views', 'show_views', 'whole_views']
 
 # %% ../nbs/01_augmentations.ipynb #fe5c3024
-import warnings
+import random, warnings
 from contextlib import contextmanager
 from numbers import Real
 from fastai.vision.all import *
@@ -326,12 +326,35 @@ class TensorBands(TensorImage):
     def show(self, ctx=None, **kwargs): return show_image(visible(self), ctx=ctx, **{**self._show_args, **kwargs})
 
 # %% ../nbs/01_augmentations.ipynb #c01f5a6f
+def random_state(device:torch.device) -> Tensor:
+    "State of the random numbers of a device"
+    if device.type == 'cpu': return torch.get_rng_state()
+    mod = torch.get_device_module(device)
+    return mod.get_rng_state() if device.type == 'mps' else mod.get_rng_state(device)         # of Apple's there is one
+
+def set_random_state(device:torch.device, state:Tensor):
+    "Put back what `random_state` gave"
+    if device.type == 'cpu': return torch.set_rng_state(state)
+    mod = torch.get_device_module(device)
+    mod.set_rng_state(state) if device.type == 'mps' else mod.set_rng_state(state, device)
+
+def used_gpus() -> list:
+    "The GPUs that this process may have drawn from; none before it has used one, nor in a loader's worker"
+    kind = torch.accelerator.current_accelerator()
+    mod = kind and torch.get_device_module(kind)
+    if not mod or not getattr(mod, 'is_initialized', mod.is_available)(): return []
+    return [torch.device(kind.type, i) for i in range(mod.device_count())]
+
 @contextmanager
 def no_random_change():
     "Random numbers go on after it as if it had not been"
-    state = get_random_states()
+    here,numpy = random.getstate(),np.random.get_state()
+    states = [(o, random_state(o)) for o in (torch.device('cpu'),*used_gpus())]
     try: yield
-    finally: set_random_states(**state)
+    finally:
+        random.setstate(here)
+        np.random.set_state(numpy)
+        for o in states: set_random_state(*o)
 
 # %% ../nbs/01_augmentations.ipynb #4e167604
 def show_views(

@@ -533,7 +533,6 @@ def _pretrain(a:AttrDict) -> Learner|None:
     if _finished(a): return
     _check_together(a)
     if not a.dry_run: check_writable(a.out)
-    if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     set_seed(a.seed)
     dls = _pretraining_data(a)
     if a.encoder: enc = load_encoder(a.encoder)

@@ -6,10 +6,24 @@
 __all__ = []
 
 # %% ../nbs/04_collectives.ipynb #8b43d149
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing import parent_process
 from typing import Callable
+from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# %% ../nbs/04_collectives.ipynb #8281b652
+def take_gpu():
+    "Make the GPU of number `LOCAL_RANK` the current one, where fastai puts what is given no device"
+    if 'LOCAL_RANK' not in os.environ or torch.accelerator.device_count() < 2: return
+    gpus = torch.get_device_module(torch.accelerator.current_accelerator())
+    gpus.set_device(int(os.environ['LOCAL_RANK']) % gpus.device_count())
+
+if parent_process() is None: take_gpu()                  # loader workers that are not forked import this, too, and need no GPU
 
 # %% ../nbs/04_collectives.ipynb #e9e508bd
 def world() -> int:
@@ -97,6 +111,43 @@ def sum_over(
     "`x` summed over processes, for losses that each process computes a part of: gradients of all parts come back"
     if world() == 1: return x
     return _Sum.apply(x, alike)
+
+# %% ../nbs/04_collectives.ipynb #3b773c15
+patience = timedelta(minutes=10) # How long processes wait for one that does not come
+_cpu_groups = WeakKeyDictionary() # Of the group of all processes, whatever its backend
+
+def cpu_group() -> object:
+    "All processes once more, for questions for which GPUs need not wait"
+    if dist.group.WORLD not in _cpu_groups: _cpu_groups[dist.group.WORLD] = dist.new_group(backend='gloo', timeout=patience)
+    return _cpu_groups[dist.group.WORLD]
+
+class FailedTogether(RuntimeError):
+    "What one process could not do, in all of them"
+
+def _ask_all(error:str|None=None):
+    "Raise in all processes if one has an `error`, or does not come"
+    group,errors = cpu_group(),{}
+    try: dist.monitored_barrier(group, patience, wait_all_ranks=True)
+    except RuntimeError as e:
+        raise FailedTogether(f"a process has not come within {patience.total_seconds():.0f} seconds, without which the others "
+                             f"cannot go on: {e}") from e
+    told = [None]*world()
+    dist.all_gather_object(told, error, group=group)
+    for r,o in enumerate(told):
+        if o: errors.setdefault(o, []).append(str(r))
+    if errors: raise FailedTogether('; '.join(f"process {' and '.join(r)}: {o}" for o,r in errors.items()))
+
+@contextmanager
+def together(several:bool # Are there several processes that do this?
+):
+    "What fails here in one process fails in all of them, before they exchange what they have done. May be nested"
+    if several: _ask_all()
+    try: yield
+    except FailedTogether: raise                             # which all of them know already
+    except Exception as e:
+        if several: _ask_all(f"{type(e).__name__}: {e}")
+        raise
+    if several: _ask_all()
 
 # %% ../nbs/04_collectives.ipynb #84e3ddc7
 def check_same(what:dict, # Names and values, comparable with `==`

@@ -181,8 +181,8 @@ def _one_pass(was, self):
 
 # %% ../nbs/08_fit.ipynb #31d5bfac
 def _broadcast(was, self, t, rank):
-    "The first process tells the others by way of a GPU, also where there is none"
-    t = LongTensor(t).to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+    "The first process tells the others by way of a GPU of NVIDIA, also where there is none"
+    t = LongTensor(t).to(self.device)
     torch.distributed.broadcast(t, rank)
     return t.tolist()
 
@@ -202,6 +202,15 @@ else:
                               "[distributed]") from e
         mend_loaders()                                                       # whose import puts fastai's in the place of this one
         return Learner.distrib_ctx(self, *args, **kwargs)
+
+# %% ../nbs/08_fit.ipynb #6aa856f6
+@prepares
+def on_own_device(learn:Learner):
+    "Inside of `distrib_ctx`: model and loaders on the device of this process"
+    device = getattr(getattr(getattr(learn, 'distributed_trainer', None), 'accelerator', None), 'device', None)
+    if device is None: return
+    learn.model.to(device)
+    if all(hasattr(dl, 'to') for dl in getattr(learn.dls, 'loaders', ())): learn.dls.to(device)      # torch's have no device
 
 # %% ../nbs/08_fit.ipynb #63bac7d6
 def kept(model:nn.Module) -> dict:

@@ -9,9 +9,13 @@ __all__ = []
 from contextlib import contextmanager
 from fastai.vision.all import *
 from .collectives import *
-from .collectives import all_reduce, all_sizes, check_same, gather_views, share_buffers, world
+from .collectives import all_reduce, all_sizes, check_same, cpu_group, gather_views, share_buffers, world
 
 # %% ../nbs/07_processes.ipynb #cd4eb12e
+def n_processes(learn:object) -> int:
+    "How many processes train `learn` together"
+    return world() if hasattr(learn, 'distributed_trainer') else 1
+
 def dataset_len(dl:object) -> int|None:
     "Number of items of the loader's data set, `None` for a stream"
     try: return len(dl.dataset)
@@ -38,6 +42,7 @@ def _start_alike(cb):
     "Give all processes the same state, and random numbers of their own"
     if cb.learn._grab_cbs(LRFinder):
         raise ValueError("lr_find: call it in one process, outside of distrib_ctx; with several fastai's waits for ever")
+    cpu_group()                                                         # made while all are here
     _compare(cb)
     model = get_model(cb.learn.model)
     state = [n for n in getattr(model, '_kept', {}) if n != 'encoder_k']
@@ -93,7 +98,7 @@ class ProcessesMixin(_EpochMixin):
     @property
     def distributed(self) -> bool:
         "Several processes train this learner together"
-        return world() > 1 and hasattr(self.learn, 'distributed_trainer')
+        return n_processes(self.learn) > 1
     @contextmanager
     def setting_up(self):
         if self.distributed: _start_alike(self)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch, warm
 from safetensors.torch import load_file
 from self_supervised import cli
+from pretended_gpus import on_gpus
 from self_supervised.callback import methods
 from self_supervised.cli import change_settings, parse_settings, ssl_pretrain
 from self_supervised.training.settings import Suggestion
@@ -179,8 +180,8 @@ def test_a_table_of_few_labels(photos, tmp_path, typed):
 def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
     def start(out):
-        args = ['digits', '--epochs', 2, '--bs', 64, '--out', out, '--arch', 'resnet10t', '--no-report', '--precision', 'fp32']
-        return warm.start_group(warm.command, 'ssl_pretrain', *args)
+        args = ['digits', '--epochs', 2, '--bs', 256, '--out', out, '--arch', 'resnet10t', '--no-report', '--precision', 'fp32']
+        return warm.start_group(on_gpus, warm.command, 'ssl_pretrain', *args)
     a,b = start(tmp_path/'b')
     a.until(lambda: has_row(a.out))
     for p in (a, b): p.signal(signal.SIGINT)

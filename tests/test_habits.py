@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, PIL.Image, pytest, t
 from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, Learner, MultiCategorize, OneHotEncode, TfmdDL, ToTensor, noop, rank_distrib
 from safetensors.torch import load_file, save_file
 from kit import METHODS, TEACHERS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
+from pretended_gpus import on_gpus
 from self_supervised.cli import check_asked, note_asked, read_asked, ssl_embed, ssl_finetune, ssl_pretrain, ssl_views, stopping, unbreakable_output
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.layers import encoder_nf
@@ -303,11 +304,9 @@ def test_other_settings_are_said(tmp_path):
     with pytest.warns(UserWarning, match='view 1 was'): make('sim_clr', size=12).resume(tmp_path)
 
 def skip_in_one(folder, out):
-    from accelerate import Accelerator
-    Accelerator(cpu=True)
     dls = folder_dls(folder, 24, bs=4, num_workers=0)
     learn = make('moco', dls)
-    with learn.distrib_ctx(sync_bn=False, cpu=True): fit(learn, 2)
+    with learn.distrib_ctx(): fit(learn)
     (out/f'{rank_distrib()}-{len(learn.recorder.losses)}').touch()
 
 def test_a_broken_image_in_one_of_two_processes(tmp_path):
@@ -317,7 +316,7 @@ def test_a_broken_image_in_one_of_two_processes(tmp_path):
     b[b.find(b'IDAT')+300] ^= 255
     f.write_bytes(b)
     (tmp_path/'out').mkdir()
-    warm.group(skip_in_one, tmp_path/'p', tmp_path/'out', timeout=90)
+    warm.group(on_gpus, skip_in_one, tmp_path/'p', tmp_path/'out', timeout=90)
     a,b = sorted(o.name.split('-') for o in (tmp_path/'out').iterdir())
     assert a[1] == b[1]
 

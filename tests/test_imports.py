@@ -1,5 +1,5 @@
 "The package imports with fastai, timm and kornia alone: extras are for tests and several processes."
-import subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 import warm
 
@@ -7,16 +7,17 @@ extras = "accelerate webdataset lightly pytorch_metric_learning pytest hypothesi
 modules = [".".join(p.with_suffix("").parts) for p in Path("self_supervised").rglob("*.py") if p.name[0] != "_" and p.stem != "distributed"]     # which needs accelerate, and says so
 
 def test_without_extras():
-    "In a new process; there `distrib_ctx` says what to install"
-    code = f"""import sys, importlib
+    "In a new process, the second of torchrun's, which takes its GPU; there `distrib_ctx` says what to install"
+    code = f"""import sys, importlib, pretended_gpu
 for o in {extras}: sys.modules[o] = None
 for o in {sorted(modules)}: importlib.import_module(o)
 from self_supervised.vision.all import *
 learn = Learner(DataLoaders(DataLoader([0]), DataLoader([0])), nn.Linear(1,1), noop)
 try: learn.distrib_ctx()
 except ImportError as e: assert 'pip install accelerate' in str(e), e
-else: raise AssertionError('not refused')"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+else: raise AssertionError('not refused')
+assert pretended_gpu.current == 1"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, 'LOCAL_RANK':'1'})
     assert "self_supervised.vision.all" in modules
 
 def import_ours_first():

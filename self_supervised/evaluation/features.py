@@ -18,7 +18,9 @@ from ..data import is_class, label_list, label_vocab
 from ..callback import SSLCallback
 from ..data.loaders import batch_labels, labels_of
 from ..data.seen import learner_norm, learner_reader, learner_size
-from ..collectives import all_sizes, gather, share_buffers, world
+from ..collectives import all_sizes, gather, share_buffers, together
+from ..fit import on_own_device
+from ..processes import n_processes
 
 # %% ../../nbs/70_evaluation.features.ipynb #1bcf5bb9
 def knn_predict(bank:Tensor, # (n, d) features with a label
@@ -181,14 +183,16 @@ def _run(f, dl, device, size=None, norm=None, n_inp=None, bar=False, to='cpu'):
 # %% ../../nbs/70_evaluation.features.ipynb #a1562fc5
 def _run_together(f, learn, ds_idx, items, device, size, norm):
     "`_run` for a data set of `learn`, of which each process takes a share"
-    W,r = (world(),rank_distrib()) if hasattr(learn, 'distributed_trainer') else (1,0)
-    if W > 1: share_buffers(dict(f.named_buffers()))                # BatchNorm's, as DDP does before its next forward
-    ds = learn.dls[ds_idx].dataset
-    items = range(len(ds)) if items is None else [int(i) for i in items]
-    if not items:
-        raise ValueError(f"ds_idx={ds_idx}: there are no {('training','validation')[ds_idx]} images to compute features of")
-    to = device if W > 1 else 'cpu'                                  # where processes can give each other what they have
-    x,y = _run(f, whole_loader(learn.dls.valid, ds, items, W, r), device, size, norm, n_inputs(learn), to=to)
+    W = n_processes(learn)
+    r = rank_distrib() if W > 1 else 0
+    with together(W > 1):
+        if W > 1: share_buffers(dict(f.named_buffers()))            # BatchNorm's, as DDP does before its next forward
+        ds = learn.dls[ds_idx].dataset
+        items = range(len(ds)) if items is None else [int(i) for i in items]
+        if not items:
+            raise ValueError(f"ds_idx={ds_idx}: there are no {('training','validation')[ds_idx]} images to compute features of")
+        to = device if W > 1 else 'cpu'                              # where processes can give each other what they have
+        x,y = _run(f, whole_loader(learn.dls.valid, ds, items, W, r), device, size, norm, n_inputs(learn), to=to)
     n = sum(all_sizes(len(x), x.device)) if W > 1 else len(x)
     if n != len(items):
         raise ValueError(f"{len(items)-n} of {len(items)} images could not be read, so that features would not be in the order "
@@ -211,8 +215,8 @@ def get_features(
     own = isinstance(learn, Learner)
     model = get_model(learn.model) if own else learn
     f = nn.Sequential(encoder_of(learn), *([model.projector] if projected else []))
-    of_data = own and getattr(learn.dls, 'device', None)
-    device = of_data or getattr(first(f.parameters()), 'device', 'cpu')
+    if own: on_own_device(learn)
+    device = getattr(first(f.parameters()), 'device', own and getattr(learn.dls, 'device', None) or 'cpu')
     size,norm = how_trained(learn, size, stats)
     if isinstance(ds_idx, int):
         if not own:
@@ -396,9 +400,10 @@ class SampleMetric(Metric):
     @property
     def value(self):
         if self.learn is None: return None
-        why = self.no_value(self.learn)
         try:
-            if not why: return self.figure(*self.sample(self.learn))
+            with together(n_processes(self.learn) > 1):
+                if why := self.no_value(self.learn): raise ValueError(why)
+                return self.figure(*self.sample(self.learn))
         except Exception as e: why = str(e)                     # a figure is not worth a training
         if not self.told: warn(f"{self.name}: no accuracy can be computed: {why}")
         self.told = True

@@ -21,9 +21,10 @@ from ..callback import *
 from ..fit import *
 from ..collectives import *
 from ..data import label_vocab
-from ..processes import dataset_len, some_numbers
+from ..augmentations import random_state, set_random_state
+from ..processes import dataset_len, n_processes, some_numbers
 from ..fit import replacing, trains
-from ..collectives import all_objects, all_reduce, world
+from ..collectives import all_objects, all_reduce
 
 # %% ../../nbs/82_training.checkpoint.ipynb #6d1173ab
 def _plain_tensor(x, into):
@@ -83,22 +84,22 @@ def _generators(dl):
     return list(gens.values())
 
 # %% ../../nbs/82_training.checkpoint.ipynb #99dd6ae3
-def get_rng(*dls) -> dict:
-    "State of all random numbers: Python's, NumPy's, torch's on the CPU and on this process's device, and those of the loaders `dls`"
+_cpu = torch.device('cpu')
+
+def get_rng(*dls, device:torch.device=_cpu) -> dict:
+    "State of all random numbers: Python's, NumPy's, torch's on the CPU and on the model's `device`, and those of the loaders `dls`"
     res = dict(python=_get_random(random), numpy=np.random.get_state(), torch=torch.get_rng_state())
-    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state()
+    if device != _cpu: res[device.type] = random_state(device)
     res['loaders'] = [[_get(g) for g in _generators(dl)] for dl in dls]
     return plain(res)
 
-def set_rng(state:dict, *dls):
+def set_rng(state:dict, *dls, device:torch.device=_cpu):
     "Put back what `get_rng` gave"
     _set_random(random, state['python'])
     kind,keys,*rest = state['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
-    if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
+    if device.type in state: set_random_state(device, state[device.type])         # not that of another kind of device
     for dl,states in zip(dls, state['loaders']):
         for g,s in zip(_generators(dl), states): _set(g, s)
 
@@ -248,14 +249,14 @@ def _settings_of(learn):
     return {**cb.arguments(), **{f'view {i+1}':str(p) for i,p in enumerate(cb.aug_pipelines)}}
 
 # %% ../../nbs/82_training.checkpoint.ipynb #b45636c3
-def _processes(learn): return world() if hasattr(learn, 'distributed_trainer') else 1
-def _rank(learn): return rank_distrib() if _processes(learn) > 1 else 0
-def _gathered(learn, o): return all_objects(o) if _processes(learn) > 1 else [o]
+def _rank(learn): return rank_distrib() if n_processes(learn) > 1 else 0
+def _gathered(learn, o): return all_objects(o) if n_processes(learn) > 1 else [o]
+def _device(learn): return next(learn.model.parameters()).device
 def _schedulers(learn): return [o for o in learn.cbs if isinstance(o, ParamScheduler)]
 
 def plan(learn:Learner) -> dict:
     "What a fit is, by which it is known again: how much, on what, how fast. To be asked before its first step"
-    dl,n,hypers = learn.dls.train,_processes(learn),learn.opt.hypers
+    dl,n,hypers = learn.dls.train,n_processes(learn),learn.opt.hypers
     skip = first(learn._grab_cbs(SkipToEpoch))
     bs = first(o for o in (getattr(dl, k, None) for k in ('bs','batch_size')) if o)
     def points(f): return [np.array(f(p)).tolist() for p in (0.,.3,.6,1.)]
@@ -357,10 +358,10 @@ class _Term:
 
     def anywhere(self, learn:Learner, now:bool=False) -> bool:
         "Several processes ask each other after the same batches, of two seconds or ten in number"
-        if _processes(learn) == 1: return self.here
+        if n_processes(learn) == 1: return self.here
         self.n += 1
         if self.n < self.every and not now: return False
-        t,device = time.perf_counter(),next(learn.model.parameters()).device
+        t,device = time.perf_counter(),_device(learn)
         seconds = (t-self.at)/self.n                                 # per batch
         term,seconds = all_reduce(torch.tensor([float(self.here), seconds], device=device), 'MAX').tolist()
         self.n,self.every,self.at = 0,min(max(int(2/seconds), 1), 10),t
@@ -384,7 +385,7 @@ def _state_of(cb, done=False):
     "`training_state` with the random numbers of all processes, and what they read last of a stream"
     learn,seen = cb.learn,None
     if is_stream(learn.dls.train): seen = getattr(first(learn._grab_cbs(SSLCallback)), 'seen', None)
-    mine = dict(now=get_rng(*learn.dls.loaders), epoch=cb.epoch_rng, seen=plain(seen))
+    mine = dict(now=get_rng(*learn.dls.loaders, device=_device(learn)), epoch=cb.epoch_rng, seen=plain(seen))
     return dict(training_state(cb, done), rng=_gathered(learn, mine))
 
 # %% ../../nbs/82_training.checkpoint.ipynb #1b8421e2
@@ -445,7 +446,7 @@ class Checkpoint(_WriterMixin, FitCallback):
         raise SystemExit(128+signal.SIGTERM)
 
     def before_epoch(self): self.began = time.time()
-    def before_train(self): self.trained,self.epoch_rng = None,get_rng(*self.learn.dls.loaders)
+    def before_train(self): self.trained,self.epoch_rng = None,get_rng(*self.learn.dls.loaders, device=_device(self.learn))
     def after_step(self): self.n_steps,self.stepped = self.n_steps+1,True
     def after_batch(self):
         stepped,self.stepped = self.stepped,False
@@ -492,7 +493,7 @@ def _put_back(learn, state):
 def _load(learn, s):
     "Weights, optimizer, gradients that were accumulated, and what `_put_back` puts back"
     get_model(learn.model).load_state_dict(s['model'])
-    learn.opt.load_state_dict(to_device(deepcopy(s['opt']), next(learn.model.parameters()).device))
+    learn.opt.load_state_dict(to_device(deepcopy(s['opt']), _device(learn)))
     if s['scaler']: learn.scaler.load_state_dict(s['scaler'])
     for p,g in zip(learn.model.parameters(), s['grads'] or []): p.grad = g if g is None else g.to(p.device)
     _put_back(learn, s)
@@ -526,7 +527,7 @@ def _keep_batch(learn, batch, n):
 
 def _share_anew(learn, s, source, warned):
     "Keep the batch of all processes together, if there are more or fewer of them"
-    n,there,batch = _processes(learn),s['plan']['processes'],s['plan']['batch']
+    n,there,batch = n_processes(learn),s['plan']['processes'],s['plan']['batch']
     if n != there and s['iter']:
         raise ValueError(f"resume: {source} was written in the middle of an epoch by {there} processes, and this fit has {n}: "
                          "call learn.resume inside of distrib_ctx, so that it looks for a finished epoch")
@@ -609,7 +610,7 @@ class Resumed(FitCallback):
         "Random numbers of this process; of more processes than there were, the others have those that they have"
         return first(self.state['rng'][_rank(self.learn):])
     def set_rng(self, when):
-        if self.mine: set_rng(self.mine[when], *self.learn.dls.loaders)
+        if self.mine: set_rng(self.mine[when], *self.learn.dls.loaders, device=_device(self.learn))
     def put_back(self):
         _put_back(self.learn, self.state)
         self.set_rng('now')

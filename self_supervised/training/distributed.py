@@ -12,7 +12,7 @@ from fastai.distributed import *
 from fastai.vision.all import *
 from ..collectives import *
 from ..fit import mend_loaders
-from ..collectives import all_objects, world
+from ..collectives import all_objects, cpu_group, world
 
 # %% ../../nbs/80_training.distributed.ipynb #85db24ea
 mend_loaders()
@@ -25,7 +25,7 @@ class StreamDL(DistributedDL):
         if dl.n is None:
             raise ValueError("n: a stream has no length: give its loader the images of an epoch, TfmdDL(stream, n=10_000, ...)")
         self.all_n = all_objects(dl.n)
-        self.group = torch.distributed.new_group(backend='gloo') if world() > 1 else None         # GPUs need not wait for these questions
+        self.group = cpu_group() if world() > 1 else None
 
     def __len__(self):
         n = min(self.all_n)
