@@ -200,7 +200,7 @@ def read_images(
     n_labels:int|None=None, # Labels per class that are kept in training, of a data set in `built_in`
     valid:str|None=None, # What is held out: a share, or the name of folders; None is a fifth of a folder
     n_in:int=3, # Channels
-    cache:str|Path|None=None, # Folder of decoded images, of a folder
+    cache:str|Path|None=None, # Folder of decoded images, or 'device', of a folder
     workers:int|None=None, # Processes that read images, of a folder; None leaves it to fastai
     seed:int=42, # Draws what is held out
     method:str='crop', white:float|tuple|None=None, # How the files of a folder become images of one size, as in `read_image`
@@ -214,6 +214,7 @@ def read_images(
     _refuse(path, "it is for data sets whose labels are all known, not for the folder", n_labels=n_labels)
     more = {} if workers is None else dict(num_workers=workers)
     if texts is not None: more |= dict(texts=texts, text_cols=_columns(text_cols, texts, 'text_cols', 'texts'))
+    if str(cache) == 'device': cache = 'device'                              # a path, from the command line
     read = folder_dls if texts is None else captioned_dls
     return read(path, size=round(size*1.25), labels=_labels(labels), bs=bs, cache=cache, valid=_share_or_name(valid or .2),
                 n_in=n_in, seed=seed, cols=_columns(cols, labels), method=method, white=white, **more)
@@ -283,7 +284,7 @@ _of_table = _text("Two columns of the table: names and labels, as in `file,defec
 _n_labels = _number("Labels per class that are kept, of a data set that is here")
 _held_out = _text("What is held out: a share, or the name of folders; a fifth if none is given")
 _channels_in = _number("Channels of the images of a folder")
-_decoded = _file("Folder of decoded images; `decoded` beside the results of a training if none is given")
+_decoded = _file("Folder of decoded images, or `device` for its memory; `decoded` beside the results of a training if none is given")
 _seed = _number("Draws all that is random")
 
 # %% ../nbs/89_cli.ipynb #e64d1481

@@ -133,15 +133,22 @@ def _in_order(p, factor, chunk):
     return [i[factor[i].argsort(stable=True)] for i in p['sigma'].argsort().split(chunk)]
 
 # %% ../nbs/00_views.ipynb #b2299fe8
+def fetches(device:torch.device|None) -> bool:
+    "Does the device fetch by itself what is in pinned memory?"
+    return device is not None and device.type != 'cpu' and hasattr(torch.get_device_module(device), 'Stream')
+
+def fetched(x:Tensor, device:torch.device) -> Tensor:
+    "`x` on the device, without waiting for it if it `fetches`"
+    if not fetches(device): return x.to(device)
+    return (x.pin_memory() if x.device.type == 'cpu' else x).to(device, non_blocking=True)
+
 def sent(
     device:torch.device,
     *tensors:Tensor # On the processor, of one type
 ) -> list: # The same on `device`
     "Small tensors by one copy, which is not waited for"
     if device.type == 'cpu': return list(tensors)
-    flat = torch.cat([o.flatten() for o in tensors])
-    if device.type != 'mps': flat = flat.pin_memory()
-    flat = flat.to(device, non_blocking=True)
+    flat = fetched(torch.cat([o.flatten() for o in tensors]), device)
     return [o.view(t.shape) for o,t in zip(flat.split([t.numel() for t in tensors]), tensors)]
 
 # %% ../nbs/00_views.ipynb #28b1d987

@@ -28,8 +28,9 @@ class Backend(_DummyBackendModule):
     "`torch.pretended`, as `torch.cuda`"
     Event = Event
     def init(self): pass
-    def is_initialized(self): return True
-    def is_available(self): return True
+    pretends = False
+    def is_initialized(self): return self.pretends
+    def is_available(self): return self.pretends
     def device_count(self): return N
     def current_device(self): return current
     def set_device(self, i):
@@ -261,7 +262,7 @@ def record_stream(was, self, s):
 @contextmanager
 def pretending(i=None, float64=True):
     "The machine has GPUs, with float64 or without, and fastai takes the current one"
-    backend.float64 = float64
+    backend.float64,backend.pretends = float64,True
     if i is not None: backend.set_device(i)
     changes = [(torch.Tensor, f.__name__, getattr(torch.Tensor, f.__name__), f)
                for f in (as_subclass,numpy,tolist,is_pinned,pin_memory,record_stream)]
@@ -275,6 +276,7 @@ def pretending(i=None, float64=True):
     try:
         with Everywhere(): yield gpu()
     finally:
+        backend.pretends = False
         torch.__future__.set_swap_module_params_on_conversion(swap)
         torch._C._set_only_lift_cpu_tensors(False)
         pinned.clear()

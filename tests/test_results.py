@@ -80,7 +80,7 @@ measured = {
     '92_few_labels.ipynb': lambda: set(map(plain, read('photos').drop(columns='seed').select_dtypes('number').mean()))}
 
 chosen = { # What a page sets, defines or takes from a paper, which nothing measured
-    'README.md': {'6 GB'}, 'benchmarks.md': {'1.25 times'}, '30_vision.lejepa.ipynb': {'17 points'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '13_data.loaders.ipynb': {'1.25 times'},
+    'README.md': {'6 GB'}, 'benchmarks.md': {'1.25 times'}, '30_vision.lejepa.ipynb': {'17 points'}, 'index.ipynb': {'6 GB'}, 'scaling.md': {'16 MB','64 MB','100 MB','25 GB','300 GB','30 %','8 times'}, '13_data.loaders.ipynb': {'1.25 times','7.7 GB'}, '11_data.cache.ipynb': {'4.9 GB'}, 'faq.md': {'7.7 GB'},
     '73_evaluation.alarms.ipynb': {'100 times','3 %'}, '78_evaluation.cleaning.ipynb': {'1.25 times','10 %','99 %'}, '82_training.checkpoint.ipynb': {'50 times','60 MB'},
     '83_training.big_batches.ipynb': {'16 MB','64 MB','16 times'}, '87_training.settings.ipynb': {'.004','.996','33 times'}, '93_choosing_views.ipynb': {'8 %'}}
 

@@ -16,6 +16,7 @@ from fastai.vision.all import *
 from ..fit import Fit
 from ..augmentations import check_size
 from .images import late_bar, read_image, reason_of, resized, to_8bit
+from ..views import fetched
 
 # %% ../../nbs/11_data.cache.ipynb #83305516
 def file_key(path:Path, root:Path) -> tuple: # (name, bytes, time in ns, hash)
@@ -172,15 +173,6 @@ def _free(device):
     info = getattr(torch.get_device_module(device), 'mem_get_info', None)
     if info: return info(device)[0]
     return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else math.inf
-
-def fetches(device:torch.device|None) -> bool:
-    "Does the device fetch by itself what is in pinned memory?"
-    return device is not None and device.type != 'cpu' and hasattr(torch.get_device_module(device), 'Stream')
-
-def fetched(x:Tensor, device:torch.device) -> Tensor:
-    "`x` on the device, without waiting for it if it `fetches`"
-    if not fetches(device): return x.to(device)
-    return (x.pin_memory() if x.device.type == 'cpu' else x).to(device, non_blocking=True)
 
 # %% ../../nbs/11_data.cache.ipynb #b0ff1bc4
 class DeviceImages:

@@ -14,9 +14,10 @@ from fastai.data.load import _loaders
 from fastai.vision.all import *
 from torch.utils.data import get_worker_info
 from ..augmentations import TensorBands, ToImageBatch, WholeViews, get_norm, no_random_change
-from .cache import DeviceImages, ImageCache, ReadImage, decoded_images, fetched, fetches
+from .cache import DeviceImages, ImageCache, ReadImage, decoded_images
 from .images import find_images, image_exts, readable, report_unreadable, resized, to_8bit
 from .tables import GivenLabel, image_labels, image_texts, no_label_names
+from ..views import fetched, fetches
 
 # %% ../../nbs/13_data.loaders.ipynb #d525effd
 def label_list(ds:object) -> TfmdLists|None: # `None` if there are none, or if they come with the images
