@@ -284,7 +284,7 @@ _of_table = _text("Two columns of the table: names and labels, as in `file,defec
 _n_labels = _number("Labels per class that are kept, of a data set that is here")
 _held_out = _text("What is held out: a share, or the name of folders; a fifth if none is given")
 _channels_in = _number("Channels of the images of a folder")
-_decoded = _file("Folder of decoded images, or `device` for its memory; `decoded` beside the results of a training if none is given")
+_decoded = _file("Folder of decoded images, or `device` for its memory; `decoded` beside the results if none is given")
 _seed = _number("Draws all that is random")
 
 # %% ../nbs/89_cli.ipynb #e64d1481

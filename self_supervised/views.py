@@ -105,7 +105,7 @@ def color_matrices(
 
 # %% ../nbs/00_views.ipynb #82e39b42
 def _paint(v, a, m, black, white, solarised):
-    "Views with the colours of matrices that normalise as well, clamped to the normalised black and white, and those in `solarised` inverted"
+    "Views with the colours of matrices that normalise as well, between black and white; those in `solarised` are inverted"
     x = v.flatten(2)
     x = torch.baddbmm(m @ x.mean(2, keepdim=True)+black, a, x)
     torch.maximum(x, black, out=x)
