@@ -267,7 +267,8 @@ def _list(o, metavar, **kw): return Annotated[str, o, dict(nargs='+', action='ex
 
 _path = _text("Folder of images, searched with all its subfolders; or `digits` or `fashion-mnist`, which are here")
 _method = Annotated[str, "How to train", dict(choices=methods)]
-_precision = Annotated[str, "Precision and memory format: what is measured to be fastest (auto), or one of them", dict(choices=['auto',*modes])]
+_precision = Annotated[str, "Precision and memory format: what is measured to be fastest (auto), or one of them",
+                       dict(choices=['auto',*modes])]
 _settings = _list("Settings by name, as NAME=VALUE", 'NAME=VALUE')
 _encoders = _list("Files of encoders, as ssl_pretrain writes them", 'FILE', required=True, opt=True)
 _encoder = Annotated[Path, "File of an encoder, as ssl_pretrain writes it", dict(required=True, opt=True)]
