@@ -20,9 +20,9 @@ BASE ?= main
 check: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --disable-warnings --since $(BASE) tests
 
-# Each method killed in twelve ways, fifty kills of one training, and twenty of one of two workers.
+# Each method killed in twelve ways, and in half precision on the pretended GPU; fifty kills of one training, and twenty of one of two workers.
 soak: .venv/.ready
-	SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --disable-warnings tests/test_checkpoint.py -k killed
+	SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --disable-warnings tests/test_checkpoint.py tests/test_gpu.py -k 'killed or half or many'
 	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; OMP_NUM_THREADS=1 $(BIN)/python tests/test_checkpoint.py soak $$d
 	d=$$(mktemp -d); trap 'rm -rf $$d' EXIT; OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/test_lost_workers.py soak $$d
 
