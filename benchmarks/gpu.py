@@ -10,6 +10,7 @@ from unittest.mock import patch as patched
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')           # asked for by deterministic algorithms, before CUDA begins
 here = Path(__file__).parent
 sys.path[:0] = [str(here), str(here.parent/'tests')]
+import self_supervised
 from common import NoValidation, machine
 from fastcore.script import call_parse, store_true
 from kit import METHODS, dls_of, fit, loaders, make, state
@@ -87,10 +88,10 @@ def lines(m, only=''):
             yield dict(check=' '.join([name, *map(str, args)]), **said)
 
 def short(o):
-    "Numbers of four digits"
+    "Numbers of four digits, and what is no number as text, which JSON can hold"
     if isinstance(o, dict): return {k:short(v) for k,v in o.items()}
     if isinstance(o, (list,tuple)): return [short(v) for v in o]
-    return float(f'{o:.4g}') if isinstance(o, float) else o
+    return str(o) if isinstance(o, float) and not math.isfinite(o) else float(f'{o:.4g}') if isinstance(o, float) else o
 
 # steps
 
@@ -114,8 +115,8 @@ def method_names(m): return [(o,) for o in m.pick(METHODS, ('moco',))]
 @check(10)
 def versions(m):
     "The machine, and what is installed"
-    yield dict(device=str(m.device), **machine(), cuda=torch.version.cuda)
-    if m.kind == 'cuda': yield dict(gpu=torch.cuda.get_device_name(), mb=torch.cuda.get_device_properties(0).total_memory>>20)
+    yield dict(device=str(m.device), self_supervised=self_supervised.__version__, **machine(), cuda=torch.version.cuda)
+    if m.kind == 'cuda': yield dict(gpu=torch.cuda.get_device_name(), free_mb=torch.cuda.mem_get_info()[0]>>20)
 
 @check(40, method_names)
 def losses(m, name):
@@ -256,16 +257,16 @@ def fit_rate(m):
 # what lasts
 
 class Kill(Callback):
-    "Ends the process in the middle of an epoch, once there is a checkpoint"
-    order,run_valid = 1000,False
+    "Ends the process in the middle of an epoch; the checkpoint of an earlier step is on the disk"
+    order = 1000
     def after_batch(self):
-        if self.iter >= 1 and checkpoints(self.checkpoint.path): os.kill(os.getpid(), signal.SIGKILL)
+        if self.iter == 2: os.kill(os.getpid(), signal.SIGKILL)
 
 def moco(m, folder=None, *cbs):
-    "Two epochs, which go on if there are checkpoints in `folder`"
-    learn = make('moco', device=m.device, cbs=[*cbs, *([Checkpoint(folder, every=1)] if folder else [])])
-    if folder: learn.resume(folder, missing_ok=True)
-    return {k:v.cpu() for k,v in state(fit(learn, 2)).items()}
+    "The weights after an epoch of four steps, which goes on if there are checkpoints in `folder`"
+    learn = make('moco', device=m.device, cbs=[NoValidation(), *cbs])
+    if folder: learn.add_cb(Checkpoint(folder, every=1)).resume(folder, missing_ok=True)
+    return {k:v.cpu() for k,v in state(fit(learn)).items()}
 
 @contextmanager
 def deterministic(on):
@@ -281,6 +282,7 @@ def resume(m):
         args = ['--kill',folder, '--device',m.device, *['--exact']*exact]
         child = subprocess.run([sys.executable, '-W','ignore', __file__, *map(str, args)], capture_output=True, text=True)
         if child.returncode != -signal.SIGKILL: raise RuntimeError(f'the process was not killed: {child.stderr[-200:]}')
+        if not checkpoints(folder): raise RuntimeError('there is no checkpoint')
         with deterministic(exact): want,got = moco(m),moco(m, folder)
         most = max((got[k]-v).abs().max().item() for k,v in want.items())
         yield {how:most, 'ok':not (exact and most)}
@@ -362,7 +364,7 @@ def cifar10(m):
     yield dict(mode=why, images=len(dls.train_ds), images_per_s=bs/per_step, epochs=epochs)
     if not epochs: raise Skip(f'{m.left:.0f} seconds are left, an epoch takes {per_step*len(dls.train):.0f}: --minutes gives more')
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3)
-    df = evaluate(learn, name='SimCLR', labels=(), n=5000, Cs=m.pick((.001,.01,.1,1.), (1.,))).df
+    df = evaluate(learn, name='SimCLR', labels=(), n=m.pick(5000, 32), Cs=m.pick((.001,.01,.1,1.), (.001,))).df
     yield {f'{o.features}, {o.figure}':o.mean for o in df.itertuples()}
 
 def on_device(device):
@@ -387,6 +389,7 @@ def main(
     "Run all checks on one device"
     if kill:
         with on_device(device), deterministic(exact): return moco(Machine(device), Path(kill), Kill())
+    gc.freeze()                                                       # what is imported need not be looked through again and again
     signal.signal(signal.SIGALRM, late)
     faulthandler.dump_traceback_later(60*minutes+60, exit=True)       # where no alarm is heard
     ok = True
