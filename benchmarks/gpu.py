@@ -36,7 +36,7 @@ def check(
 class Machine:
     "The device, what not all devices have, and how much time is left"
     def __init__(self, device, tiny=False, minutes=8., cifar=None, folder=None):
-        self.device,self.tiny,self.cifar,self.folder = torch.device(device),tiny,cifar,Path(folder or '.')
+        self.device,self.tiny,self.cifar,self.folder = torch.device(device),tiny,cifar,folder and Path(folder)
         self.module,self.end = torch.get_device_module(self.device),time.perf_counter()+60*minutes
     @property
     def left(self): return self.end-time.perf_counter()
@@ -350,7 +350,8 @@ def cifar10(m):
     if not (m.cifar or m.tiny): raise Skip('no folder is given: --cifar')
     reserve,least = m.pick((60,30), (0,0))                            # for the evaluation, and for training
     if m.left < reserve+least: raise Skip(f'{m.left:.0f} seconds are left: --minutes gives more')
-    path,valid,bs = m.pick((m.cifar,'test',512), (m.photos,'valid',16))
+    path,valid = (m.cifar,'test') if m.cifar else (m.photos,'valid')
+    bs = m.pick(512, 16)
     dls = folder_dls(path, 32, 'parent', bs, 'device', valid, device=m.device)
     set_seed(0)
     enc = create_encoder('test_resnet', False) if m.tiny else for_small_images(create_encoder('resnet18', False))
