@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: demo test check soak chaos bench bench-views bench-settings run docs site dist dist-check docs-check clean
+.PHONY: demo test check soak chaos gpu bench bench-views bench-settings run docs site dist dist-check docs-check clean
 
 # With what the library itself needs, and nothing for its tests.
 demo: .venv/.demo
@@ -44,6 +44,10 @@ bench-views: .venv/.ready
 bench-settings: .venv/.ready
 	$(BIN)/python -W ignore benchmarks/settings.py
 	$(BIN)/python -W ignore benchmarks/settings.py --others --epochs 12
+
+# What a real GPU does with all of this, in eight minutes: make gpu, or make gpu ARGS="--minutes 20 --cifar ~/.fastai/data/cifar10"
+gpu: .venv/.ready
+	$(BIN)/python -W ignore benchmarks/gpu.py $(ARGS)
 
 # Run one notebook and keep its outputs, fastai's tables among them: make run NB=nbs/09_callback.ipynb
 run: .venv/.ready
