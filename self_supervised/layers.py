@@ -214,7 +214,8 @@ def _hub():
     try: yield
     except OSError as e:
         if why is None: raise
-        raise OSError(f"{hub.constants.ENDPOINT} cannot be reached ({why}), and they are not on this disk") from e
+        raise OSError(f"{hub.constants.ENDPOINT} cannot be reached ({why}), and this disk has none of them: "
+                      "fetch them once where there is a network, or give an encoder file") from e
     finally: hub.constants.HF_HUB_OFFLINE = offline
 
 # %% ../nbs/02_layers.ipynb #6618334d
