@@ -187,12 +187,21 @@ def continuing():
     return (f"{machines('continuing')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
             + markdown(['method','learning rate of the encoder','to other clothes','to digits'], [(m, names.get((m,w), w), *(of[to].get((m,w), '') for to in ('clothes','digits'))) for m,w in ways]))
 
+def worth():
+    "What is done with an encoder that others have trained, from the same measurements as `continuing`"
+    df = read('continuing').fillna({'method':''})
+    of = {k:spread(g.accuracy) for k,g in df.groupby(['to','method','way'])}
+    ways = {'raw pixels':('','raw pixels'), 'frozen, as it was':('','as it was'), 'continued with a tenth of the learning rate':('SimCLR','a tenth'),
+            'continued with the full rate':('SimCLR','the same rate'), 'the same training from scratch':('SimCLR','from scratch')}
+    return (f"{machines('continuing')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
+            + markdown(['','clothes, which it knows','digits, which it does not'], [(o, *(of[to,*k] for to in ('clothes','digits'))) for o,k in ways.items()]))
+
 def clip():
     df = read('clip')
     rows = [(m, spread(g.accuracy) if len(g) > 1 else f'{g.accuracy.mean():.3f}', f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
     return f"{machines('clip')}; seeds: {df.seed.nunique()}, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
 
-tables = dict(methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
+tables = dict(methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, worth=worth, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

@@ -22,7 +22,8 @@ with warnings.catch_warnings():
     from self_supervised.fit import *
     from self_supervised.collectives import all_objects
     from self_supervised.layers import encoder_nf
-    from self_supervised.evaluation.protocol import untrained_encoder
+    from self_supervised.data.seen import open_encoder
+    from self_supervised.evaluation.protocol import named_encoders, untrained_encoder
     from self_supervised.training.precision import fast_cuda, measured_mode, modes
     from self_supervised.vision.all import *
     from self_supervised.data.images import check_writable, unreadable
@@ -270,7 +271,8 @@ _method = Annotated[str, "How to train", dict(choices=methods)]
 _precision = Annotated[str, "Precision and memory format: what is measured to be fastest (auto), or one of them",
                        dict(choices=['auto',*modes])]
 _settings = _list("Settings by name, as NAME=VALUE", 'NAME=VALUE')
-_encoders = _list("Files of encoders, as ssl_pretrain writes them", 'FILE', required=True, opt=True)
+_encoders = _list("Files of encoders, as ssl_pretrain writes them, or names of timm, with their weights", 'FILE', required=True, opt=True)
+_beside = _list("Files or names of other encoders, which stand beside these as they are", 'FILE')
 _encoder = Annotated[Path, "File of an encoder, as ssl_pretrain writes it", dict(required=True, opt=True)]
 _teacher = "File of the encoder that distill learns from, or a name of timm, with its weights"
 _whites = Annotated[_white, "White in files of 16 bits, as in 4095 for 12 bits, or black and white, -1024,3000; "
@@ -419,7 +421,7 @@ def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None) -
         raise ValueError(f"teacher: {who} learns from one, and no other method does; got {teacher!r} for {method}: "
                          "--teacher FILE of an encoder, or a name of timm")
     if teacher is None: return
-    return load_encoder(teacher) if Path(teacher).is_file() else new_encoder(teacher, True, n_in, size)
+    return open_encoder(teacher, 'teacher', n_in, size)
 
 def _check_together(a):
     "Raise for arguments of a pretraining that do not go together"
@@ -469,14 +471,14 @@ def pretraining_learner(dls:DataLoaders, method:str, enc:nn.Module, s:Suggestion
     return learn
 
 # %% ../nbs/89_cli.ipynb #75bb6d8e
-def finish(learn:Learner, out:Path, report:bool):
+def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
     "The encoder, and the report with an evaluation where there are labels"
     if rank_distrib(): return
     learn.save_encoder(out/'encoder.safetensors')
     evaluation = None
     if report:
         try:
-            if not KNN().no_value(learn): evaluation = evaluate(learn)
+            if not KNN().no_value(learn): evaluation = evaluate(learn, beside=named_encoders(beside, 'beside', n_in))
         except Exception as e: warn(f"there is no evaluation in the report: {e}")
         try: learn.report(out/'report.html', evaluation=evaluation)
         except Exception as e: warn(f"there is no report: {e}")
@@ -503,7 +505,7 @@ def _train(learn, a, s):
             learn.resume(a.out/'checkpoints', missing_ok=True)
             if hasattr(learn, 'resumed') and not rank_distrib(): print(f"Going on from {learn.resumed.where}")
             getattr(learn, s.schedule)(**s.fit)
-        finish(learn, a.out, not a.no_report)
+        finish(learn, a.out, not a.no_report, [o for o in (a.encoder, a.pretrained and a.arch, a.teacher) if o], a.n_in)
     if several: torch.distributed.destroy_process_group()
 
 # %% ../nbs/89_cli.ipynb #905e5ed2
@@ -620,7 +622,7 @@ def _learns_from_labels(asked):
 def _split(path, files, valid, seed):
     "What is held out: what was held out when the encoders in `files` were trained on these images, unless something else is asked for"
     here,found = path if path in built_in else str(Path(path).resolve()),[]
-    for f in (Path(o).parent/'training.json' for o in files):
+    for f in (Path(o).parent/'training.json' for o in files if Path(o).is_file()):
         asked = read_asked(f)[0] if f.exists() else {}
         there = asked.get('path', '')
         if there == here and valid in (None,asked['valid']): found.append((asked['valid'],asked['seed']))
@@ -646,24 +648,29 @@ def ssl_evaluate(
     labels:_known=None, cols:_of_table=None, valid:_held_out=None,
     n:int=10_000, # At most so many images for training and for test
     bs:_batch=None, cache:_decoded=None,
-    seed:int=0 # Draws test images, labels and the untrained encoder
+    seed:int=0, # Draws test images, labels and the untrained encoder
+    beside:_beside=None
 ):
     """Measure encoders on labelled images: nearest neighbours, linear probe and class means, with all labels and with few.
 
     Raw pixels and an untrained encoder of the same architecture always stand beside them.
 
     ssl_evaluate photos --encoder runs/photos-simclr/encoder.safetensors
+    ssl_evaluate photos --encoder resnet18.a1_in1k                would one of timm do, without a training?
+    ssl_evaluate photos --encoder runs/photos-simclr/encoder.safetensors --beside resnet18.a1_in1k
     ssl_evaluate photos --encoder a.safetensors b.safetensors --labels labels.csv --valid test --out runs/compared"""
     check_numbers(1, n=n, bs=bs)
     if out: check_writable(out)
-    files,infos = [Path(f) for f in encoder],[encoder_info(f) for f in encoder]
-    if len({o['n_in'] for o in infos}) > 1: raise ValueError("encoder: they take images of different channels: evaluate them one by one")
-    names = [f.resolve().parent.name for f in files]
-    if len({*names}) < len(names): names = [str(f) for f in files]
-    large = max(range_of(files), key=lambda i: first(L(infos[i].get('size'))) or 0)
-    dls = _encoder_data(path, infos[large], bs, labels, cols, None, *_split(path, files, valid, seed), cache, files[large])
-    res = [evaluate(load_encoder(f).to(default_device()), dls, name=name, data=Path(path).resolve().name, n=n, seed=seed)
-           for f,name in zip(files, names)]
+    encs,others = named_encoders(encoder, 'encoder'),named_encoders(beside or [], 'beside')
+    infos = {k:{**o.spec, **getattr(o, 'info', {})} for k,o in {**encs, **others}.items()}
+    if len({o['n_in'] for o in infos.values()}) > 1:
+        raise ValueError("encoder: they take images of different channels: evaluate them one by one")
+    large = max(infos, key=lambda k: first(L(infos[k].get('size'))) or 0)
+    reading = first(filter(None, (o.get('reading') for o in infos.values())))               # timm does not say how
+    info = {**infos[large], 'reading':reading}
+    dls = _encoder_data(path, info, bs, labels, cols, None, *_split(path, encoder, valid, seed), cache, large)
+    res = [evaluate(o, dls, name=k, data=Path(path).resolve().name, n=n, seed=seed, beside=others if i == 0 else ())
+           for i,(k,o) in enumerate(encs.items())]
     res = compare(*res) if len(res) > 1 else res[0]
     if out:
         out = Path(out)

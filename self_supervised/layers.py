@@ -9,8 +9,9 @@ __all__ = ['PoolingType', 'create_encoder', 'new_encoder', 'create_mlp_module', 
 
 # %% ../nbs/02_layers.ipynb #0aeec79c
 import difflib, json, re, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, takewhile
+import huggingface_hub as hub
 import timm, torchvision
 from timm.layers import SelectAdaptivePool2d
 from timm.models import adapt_input_conv, group_parameters
@@ -203,6 +204,20 @@ def _timm_model(arch, **kwargs):
         if 'dynamic_img_size' not in str(e): raise
         return timm.create_model(arch, **kwargs)
 
+# %% ../nbs/02_layers.ipynb #7c8f1d31
+@contextmanager
+def _hub():
+    "The hub that weights come from, or what of it is kept on disk if it cannot be reached"
+    offline,why = hub.constants.HF_HUB_OFFLINE,None
+    try: hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
+    except Exception as e: hub.constants.HF_HUB_OFFLINE,why = True,e
+    try: yield
+    except OSError as e:
+        if why is None: raise
+        raise OSError(f"{hub.constants.ENDPOINT} cannot be reached ({why}), and this disk has none of them: "
+                      "fetch them once where there is a network, or give an encoder file") from e
+    finally: hub.constants.HF_HUB_OFFLINE = offline
+
 # %% ../nbs/02_layers.ipynb #6618334d
 class Timm(Source):
     "timm's models, also those of a hub or a folder, without their classifier"
@@ -211,7 +226,10 @@ class Timm(Source):
         if isinstance(arch, str) and (from_hub(arch) or timm.is_model(arch.split('.')[0])): return arch
 
     def make(self, arch, pretrained, n_in, pool_type, **kwargs):
-        make = partial(_timm_model, arch, pretrained=pretrained, in_chans=n_in, num_classes=0, **kwargs)
+        def make(**more):
+            from_disk = arch.startswith('local-dir:') or not (pretrained or from_hub(arch))
+            with nullcontext() if from_disk else _hub():
+                return _timm_model(arch, pretrained=pretrained, in_chans=n_in, num_classes=0, **kwargs, **more)
         if pool_type is None: return make()
         try: return make(global_pool=pool_type)
         except (TypeError,AssertionError,ValueError,KeyError,RuntimeError):
@@ -286,12 +304,15 @@ def create_encoder(
         near = difflib.get_close_matches(arch, [n for s in sources for n in s.names()], n=5, cutoff=.5)
         raise ValueError(f"arch: there is no architecture {arch!r} in timm, fastai or torchvision. "
                          f"Nearest names: {', '.join(near) or 'none'}")
-    enc = source.make(found, pretrained, n_in, pool_type, **kwargs)
+    try: enc = source.make(found, pretrained, n_in, pool_type, **kwargs)
+    except OSError as e: raise OSError(f"the weights of {arch!r} cannot be fetched: {e}") from e
     size = check_size(_asked_size(kwargs) or source.size(found, enc))
     enc.nf = num_features(enc, n_in, size)
     enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type)
     stats = source.stats(enc)
-    if pretrained and stats: enc.info = dict(stats=stats, size=list(size))
+    if pretrained and stats:
+        if len(stats[0]) != n_in: stats = [[np.mean(o).item()]*n_in for o in stats]     # those of grey, as timm keeps three
+        enc.info = dict(stats=stats, size=list(size))
     if grad_checkpointing:
         if not hasattr(enc, 'set_grad_checkpointing'):
             raise ValueError(f"grad_checkpointing: {arch} has no set_grad_checkpointing; choose a timm architecture")

@@ -6,6 +6,7 @@ import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch, warm
 from safetensors.torch import load_file
 from self_supervised import cli
 from pretended_gpus import on_gpus
+from shelf import TIMM, no_network, shelf
 from self_supervised.callback import methods
 from self_supervised.cli import change_settings, parse_settings, ssl_pretrain
 from self_supervised.training.settings import Suggestion
@@ -127,14 +128,14 @@ def typed(monkeypatch, capsys):
         return capsys.readouterr().out
     return f
 
-def test_evaluate_embed_finetune_views(trained, photos, tmp_path, typed):
+def test_evaluate_embed_finetune_views(trained, photos, tmp_path, typed, no_network):
     "The rest of the first hour"
     enc = trained[0]/'encoder.safetensors'
     labelled = photos/'train'
-    said = typed('ssl_evaluate', labelled, '--encoder', enc, '--out', tmp_path/'e', '--cache', tmp_path/'c')
-    assert 'raw pixels' in said and 'untrained encoder' in said and (tmp_path/'e'/'evaluation.html').exists()
+    said = typed('ssl_evaluate', labelled, '--encoder', enc, '--beside', TIMM, '--out', tmp_path/'e', '--cache', tmp_path/'c')
+    assert f'{TIMM}, as it is 160 × 160, enlarged from 48 × 48' in said and (tmp_path/'e'/'evaluation.html').exists()
     df = pd.read_csv(tmp_path/'e'/'evaluation.csv')
-    assert df['mean'].between(0, 1).all() and len(df) > 5
+    assert df['mean'].between(0, 1).all() and df.features.unique().tolist() == ['raw pixels','untrained encoder',f'{TIMM}, as it is','simclr']
     said = typed('ssl_embed', photos, '--encoder', enc, '--out', tmp_path/'f.parquet')
     df = pd.read_parquet(tmp_path/'f.parquet')
     assert len(df) == 16*7 and df.shape[1] == 513 and f'{len(df)} images' in said
@@ -165,17 +166,17 @@ def test_few_images_of_12_bits(tmp_path, typed):
     torch.testing.assert_close(torch.tensor(df.loc[f.name].to_numpy()), enc.eval()(x.as_subclass(torch.Tensor))[0], atol=1e-5, rtol=1e-4, check_dtype=False)
     typed('ssl_views', tmp_path/'slides', '--white', 4095, '--n-in', 1, '--size', 32, '--out', tmp_path/'v.png')
 
-def test_a_table_of_few_labels(photos, tmp_path, typed):
-    "SupCon mixes labelled and unlabelled images by itself; the report has an evaluation"
+def test_a_table_of_few_labels(trained, photos, tmp_path, typed):
+    "SupCon mixes labelled and unlabelled images by itself; the report has an evaluation, with the encoder that it began with"
     files = sorted((photos/'train').rglob('[0-9]*.jpg'))
     rows = [(f.relative_to(photos).as_posix(), f.parent.name) for f in files if int(f.stem) < 3] + \
            [(f.relative_to(photos).as_posix(), f.parent.name) for f in sorted((photos/'valid').rglob('*.jpg'))]
     pd.DataFrame(rows, columns=['file','what']).to_csv(tmp_path/'l.csv', index=False)
     said = typed('ssl_pretrain', photos, '--method', 'supcon', '--labels', tmp_path/'l.csv', '--cols', 'file,what', '--valid', 'valid', '--epochs', 2,
-            '--arch', 'resnet10t', '--size', 32, '--bs', 16, '--out', tmp_path/'o', '--set', 'temp=.3', 'reg_lambda=2')
+            '--encoder', trained[0]/'encoder.safetensors', '--size', 32, '--bs', 16, '--out', tmp_path/'o', '--set', 'temp=.3', 'reg_lambda=2')
     assert re.search(r'temp +0.3 +as asked', said) and 'raw pixels' in said
     page = (tmp_path/'o'/'report.html').read_text()
-    assert 'SupCon' in page and 'raw pixels' in page and 'knn' in table(tmp_path/'o')
+    assert 'SupCon' in page and 'Without this training: raw pixels' in page and 'simclr, as it is' in page and 'knn' in table(tmp_path/'o')
 
 def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
@@ -243,6 +244,15 @@ def test_errors_are_a_line(tmp_path):
     line = run('ssl_pretrain', tmp_path/'nowhere', code=1).err
     assert line.count('\n') == 1 and line.startswith('ssl_pretrain: path: there is no folder')
     assert 'Traceback' in run('ssl_pretrain', tmp_path/'nowhere', '--debug', code=1).err
+
+def test_off_the_shelf(photos, tmp_path, typed, no_network, capsys):
+    "A name of timm is an encoder like others; without its weights there is one line, and nothing is written"
+    said = typed('ssl_evaluate', photos, '--encoder', TIMM, '--valid', 'valid', '--cache', tmp_path/'c')
+    assert re.search(rf'^{TIMM} ', said, re.M) and 'enlarged from 48 × 48' in said
+    with pytest.raises(SystemExit) as e: typed('ssl_evaluate', photos, '--encoder', TIMM, '--beside', 'resnet18.a1_in1k', '--out', tmp_path/'o')
+    err = capsys.readouterr().err
+    assert e.value.code == 1 and err.count('\n') == 1 and err.startswith("ssl_evaluate: the weights of 'resnet18.a1_in1k' cannot be fetched")
+    assert not (tmp_path/'o').exists()
 
 def test_unknown_arguments(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['ssl_pretrain', 'digits', '--method', 'simclear'])

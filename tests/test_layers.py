@@ -178,7 +178,7 @@ def test_foundation_weights(foundation, size, n_in):
     vit,make = foundation
     enc = make(n_in=n_in, img_size=size)
     h,w = (size,size) if isinstance(size, int) else size
-    assert enc.info['size'] == [h,w] and len(enc.info['stats'][0]) == 3
+    assert enc.info['size'] == [h,w] and len(enc.info['stats'][0]) == n_in
     assert torch.equal(enc.blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight) and enc.pos_embed.shape[1] == 1+h*w//256
     assert torch.equal(enc.pos_embed[:,0], vit.pos_embed[:,0])
     if (size,n_in) == (224,3):

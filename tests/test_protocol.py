@@ -1,7 +1,7 @@
 "The evaluation protocol: figures against oracles, nothing chosen on test images, the same draws for all, and data that cannot be evaluated."
-import math
+import math, re
 
-import numpy as np, pandas as pd, pytest, torch
+import huggingface_hub as hub, numpy as np, pandas as pd, pytest, timm, torch
 import matplotlib; matplotlib.use('agg')
 from fastai.vision.all import (Categorize, DataLoader, DataLoaders, Datasets, Learner, Pipeline, TensorImage, Transform, first, set_seed)
 from scipy import stats
@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from shelf import TIMM, no_network, shelf
 from self_supervised.data import digits_views, few_labels
 from self_supervised.evaluation import protocol
 from self_supervised.evaluation.features import get_features, knn_accuracy
@@ -28,10 +29,10 @@ def images(labels, seed=0, c=1):
     base = torch.sin(torch.arange(64.).view(8,8)*(1+y[:,None,None]))*.2+.5
     return (base[:,None].expand(-1,c,-1,-1)+.25*torch.randn(len(y),c,8,8, generator=g)).clamp(0,1)
 
-def make_dls(train, valid, vocab=None, seed=0, **kw):
+def make_dls(train, valid, vocab=None, seed=0, c=1, **kw):
     "DataLoaders of images with these labels"
     labels = [*train,*valid]
-    x = images(labels, seed)
+    x = images(labels, seed, c)
     ds = Datasets(range(len(x)), [[lambda i: TensorImage(x[i])], [lambda i: labels[i], Categorize(vocab, sort=vocab is None)]],
                   splits=(list(range(len(train))), list(range(len(train), len(labels)))))
     return ds.dataloaders(bs=16, num_workers=0, device='cpu', **kw)
@@ -300,6 +301,62 @@ def test_diverged():
     enc = Dropped()
     with torch.no_grad(): enc[0].weight.fill_(math.nan)
     with pytest.raises(ValueError, match='features of .* images are NaN or infinite'): evaluate(enc, simple(), **quick)
+
+# off the shelf
+
+few = dict(labels=(1,), Cs=(1.,))
+def colour(**kw): return make_dls(names*6, names*4, c=3, **kw)
+def small(): return create_encoder('test_resnet', False)
+
+def test_another_encoder_as_it_is(shelf, no_network, tmp_path):
+    "timm's weights by their name, for images of their own size and statistics, are a baseline among the others"
+    dls = colour()
+    e = evaluate(small(), dls, beside=TIMM, size=None, **few)
+    row = f'{TIMM}, as it is'
+    assert e.df.features.unique().tolist() == ['raw pixels','untrained encoder',row,'encoder'] and e.own == ['encoder']
+    f,cfg = timm.create_model(f"local-dir:{shelf/'model'}", pretrained=True, num_classes=0).eval(),timm.get_pretrained_cfg('test_resnet')
+    mean,std = (torch.tensor(o)[:,None,None] for o in (cfg.mean, cfg.std))
+    def features(ds):
+        x = torch.stack([o[0].as_subclass(torch.Tensor).float() for o in ds])
+        with torch.no_grad(): return f((torch.nn.functional.interpolate(x, (160,160), mode='bilinear')-mean)/std)
+    y,t = (torch.tensor([int(o[1]) for o in ds]) for ds in (dls.train_ds, dls.valid_ds))
+    by_hand = knn_accuracy(features(dls.train_ds), y, features(dls.valid_ds), t)
+    assert abs(value(e, row, 'kNN').mean-by_hand) < .1 and value(e, 'encoder', 'kNN').mean != value(e, row, 'kNN').mean
+    assert f'Height × width of the images: {row} 160 × 160, enlarged from 8 × 8.' in e.how
+    back = read_evaluation(e.to_csv(tmp_path/'e.csv'))
+    assert back.how == e.how and back.own == ['encoder'] and back.df.equals(e.df)
+    main = evaluate(TIMM, dls, **few)
+    assert main.own == [TIMM] and value(main, TIMM, 'linear probe', '1').accuracies == value(e, row, 'linear probe', '1').accuracies
+    assert (e+main).df.features.unique().tolist()[-2:] == ['encoder',TIMM] and 'enlarged' in main.how
+    assert f'{row} 32 × 32, enlarged from 8 × 8; encoder 32 × 32' in evaluate(small(), dls, beside=TIMM, size=32, **few).how
+
+def test_beside_in_any_form(shelf, tmp_path):
+    learn = learner(simple())
+    file = learn.save_encoder(tmp_path/'simclr'/'encoder.safetensors')
+    e = evaluate(Dropped(), simple(), beside=[learn, file, Dropped(4)], **few)
+    assert e.df.features.unique().tolist()[2:] == ['SimCLR, as it is','simclr, as it is','Dropped, as it is','encoder']
+    assert value(e, 'SimCLR, as it is', 'kNN').accuracies == value(e, 'simclr, as it is', 'kNN').accuracies
+    assert evaluate(file, simple(), beside={'mine':learn}, **few).df.features.unique().tolist()[2:] == ['mine, as it is','simclr']
+    for bad,err,msg in (([Dropped(),Dropped()], ValueError, 'beside: several are called Dropped'), (3, TypeError, 'beside must be .*, got int'),
+                        ('nowhere.safetensors', ValueError, "beside: 'nowhere.safetensors' is no file, and"), (small(), ValueError, 'takes images of 3 channels, and those of own images have 1')):
+        with pytest.raises(err, match=msg): evaluate(Dropped(), simple(), beside=bad, **few)
+    with pytest.raises(ValueError, match='baseline'): evaluate(Dropped(), simple(), name='x, as it is')
+
+@pytest.mark.parametrize('kw', [dict(encoder='resnet18.a1_in1k'), dict(encoder=nn.Flatten(), beside='resnet18.a1_in1k')])
+def test_weights_that_cannot_be_fetched(no_network, kw, caplog):
+    "One line, at once, before an image is read"
+    dls = simple()
+    dls.valid.create_batches = dls.train.create_batches = lambda *_: pytest.fail('read')
+    with pytest.raises(OSError) as e: evaluate(dls=dls, **kw)
+    assert re.fullmatch("the weights of 'resnet18.a1_in1k' cannot be fetched: http://127.0.0.1:9 cannot be reached .*: fetch them once .*", str(e.value))
+    assert not caplog.records and not hub.constants.HF_HUB_OFFLINE
+
+def test_weights_for_other_channels(shelf):
+    "What timm adapts is told the statistics of grey"
+    enc = create_encoder(f"local-dir:{shelf/'model'}", n_in=1)
+    mean,std = enc.info['stats']
+    assert len(mean) == len(std) == 1 and math.isclose(mean[0], np.mean(timm.get_pretrained_cfg('test_resnet').mean))
+    assert '32 × 32' in evaluate(enc, simple(), size=32, **few).how
 
 # the result
 

@@ -65,7 +65,20 @@ def of_fashion():
     return {apart('probe_all', 'simclr', 'simclr', 4, 'lightly').lstrip('-'), *(apart(k, 'nnclr', 'nnclr, paper') for k in ('knn_few','knn_all')),
             apart('knn_few', 'labels alone', 'simclr'), *(apart('knn_few', o, 'labels alone') for o in ('supcon','supcon, fine-tuned'))}
 
+def of_worth():
+    def apart(df, a, b): x = df[a]-df[b]; return f'{plain(abs(x.mean()))} ± {plain(interval(x))}'
+    df = read('continuing').fillna('')
+    clothes,digits = (df[df.to == to].pivot(index='seed', columns=['method','way'], values='accuracy') for to in ('clothes','digits'))
+    raw,frozen,*simclr = ('','raw pixels'),('','as it was'),*[('SimCLR',o) for o in ('a tenth','the same rate','from scratch')]
+    tenth,same,scratch = simclr
+    taught = read('distill').pivot(index='seed', columns=['method','epochs'], values='accuracy')
+    few = fashion_pairs()['knn_few']
+    return {apart(clothes, tenth, frozen), apart(clothes, tenth, scratch), apart(clothes, frozen, raw), apart(digits, frozen, raw),
+            apart(digits, tenth, scratch), apart(digits, same, scratch), apart(taught, ('teacher',12), ('cosine',6)), apart(taught, ('cosine',6), ('SimCLR',12)),
+            apart(few, ('labels alone','ours'), ('simclr','ours'))} | over_pixels('SimCLR') | over_labels('SimCLR', 'SupCon')
+
 measured = {
+    'worth.md': of_worth,
     'benchmarks.md': of_fashion,
     'scaling.md': of_scaling, '00_views.ipynb': of_views, '87_training.settings.ipynb': of_settings,
     '20_vision.simclr.ipynb': lambda: over_pixels('SimCLR') | over_labels('SimCLR'), '21_vision.supcon.ipynb': lambda: over_labels('SupCon'),

@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from .. import encoder_files
 from ..augmentations import WholeViews, get_norm, norm_stats
 from ..callback import SSLCallback
+from ..layers import new_encoder
 from .cache import ReadImage
 
 # %% ../../nbs/15_data.seen.ipynb #5ee00006
@@ -53,3 +54,18 @@ def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
     if rank_distrib(): return Path(path)
     seen = seen_by(self)
     return encoder_files.save_encoder(get_model(self.model).encoder, path, ifnone(stats, seen.stats), seen.size, seen.reading)
+
+# %% ../../nbs/15_data.seen.ipynb #e953b488
+def open_encoder(
+    o:str|Path|Learner|nn.Module, # A file of `save_encoder`; a name of timm, with its weights; a learner; a module
+    what:str='encoder', # Name of the argument that `o` was given as
+    n_in:int=3, # Channels of one that is given by a name
+    size:int|tuple|None=None # Its images' height and width, if it is a transformer; None is its own
+) -> Learner|nn.Module:
+    "The encoder that `o` names, or `o` itself"
+    if isinstance(o, (Learner,nn.Module)): return o
+    if not isinstance(o, (str,Path)):
+        raise TypeError(f"{what} must be a name of timm, an encoder file, a learner or a module, got {type(o).__name__}")
+    if Path(o).is_file(): return encoder_files.load_encoder(o)
+    try: return new_encoder(str(o), True, n_in, size)
+    except (ValueError,RuntimeError) as e: raise ValueError(f"{what}: {str(o)!r} is no file, and {e}") from e

@@ -6,7 +6,7 @@
 __all__ = ['interval', 'choose_C', 'linear_probe', 'Evaluation', 'read_evaluation', 'evaluate', 'compare']
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #9b09763d
-import json
+import json, PIL.Image
 from html import escape
 from scipy.stats import t as student_t
 from sklearn.model_selection import train_test_split
@@ -18,10 +18,10 @@ from ..augmentations import no_random_change, norm_stats
 from ..callback import SSLCallback
 from ..data.loaders import few_labels, is_class, label_vocab, labels_of
 from ..data.images import late_bar
+from ..data.seen import open_encoder
 from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled,
                                                  knn_accuracy, n_inputs, unsup_of, whole_loader)
-from ..encoder_files import load_encoder
-from ..layers import create_encoder, deep_copy
+from ..layers import create_encoder, deep_copy, encoder_n_in
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
 def interval(values:list # Accuracies of several draws
@@ -32,6 +32,9 @@ def interval(values:list # Accuracies of several draws
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #4c9e36a4
 _baselines = 'raw pixels','untrained encoder'
+_other = ', as it is'
+
+def is_baseline(name): return name.startswith(_baselines) or _other in name
 
 class RawPixels(nn.Module):
     "The pixels of images, averaged down to `size` × `size` where there are more"
@@ -39,6 +42,7 @@ class RawPixels(nn.Module):
         super().__init__()
         self.size = size
     def forward(self, x):
+        self.seen = tuple(x.shape[1:])
         return F.adaptive_avg_pool2d(x, [min(o, self.size) for o in x.shape[-2:]]).flatten(1)
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #5ecab5d6
@@ -157,7 +161,7 @@ class _Data:
             raise TypeError(f"{name}: must be DataLoaders for training and validation, got {type(dls).__name__}")
         vocab = label_vocab(dls)
         unsup = ifnone(unsup, unsup_of(vocab))
-        self.name,self.dl = name,dls.valid
+        self.name,self.dl,self.look = name,dls.valid,RawPixels(1)
         self.sets = dls.train.dataset,dls.valid.dataset
         ys,self.loaders = [],[]
         unlabelled = beyond = 0
@@ -183,7 +187,7 @@ class _Data:
     def fingerprint(self):
         "A hash of all labels and draws and of the mean colours of about a hundred images of each set"
         some = [_Chosen(self.dl, ds, range(0, len(ds), len(ds)//100+1)) for ds in self.sets]
-        looks = [get_features(RawPixels(1), o, **_as_is)[0] for o in some]
+        looks = [get_features(self.look, o, **_as_is)[0] for o in some]
         masks = [m for o in self.masks.values() for m in o]
         return xxh3_64_hexdigest(b''.join(o.numpy().tobytes() for o in (self.y, self.t, *looks, *masks)))
 
@@ -191,6 +195,12 @@ class _Data:
 _figures = 'kNN','linear probe','nearest class mean'
 
 def _list(o): return ', '.join(f'{v:g}' for v in o)
+
+def _sizes_said(df):
+    "On images of which size other encoders were judged, and whose images were enlarged"
+    rows = zip(df.features, df.images) if 'images' in df else ()                # which older files do not say
+    said = [f"{n} {o}" for n,o in rows if o and (_other in n or 'enlarged' in o) and not n.startswith(_baselines)]
+    return [f"Height × width of the images: {'; '.join(said)}."] if said else []
 
 def _how(name, p, df):
     "How the figures of the data set `name` were made"
@@ -206,6 +216,7 @@ def _how(name, p, df):
         of_each = ', '.join(f"{o.features} {o.C:g}" for o in chosen.itertuples())
         C = f"C of {_list(p['Cs'])}, chosen on a fifth of the training images: {of_each}."
     res.append(f"Linear probe: logistic regression on standardised features; {C}")
+    res += _sizes_said(df[(df.data == name) & (df.labels == 'all') & (df.figure == 'kNN')])
     if p['sizes']:
         res.append(f"Few labels, {_list(p['sizes'])} per class: "
                    f"{p['draws']} draws of seeds {p['seed']} to {p['seed']+p['draws']-1}, the same for all features; "
@@ -242,7 +253,7 @@ def _curve(df, figure, data, ax):
     if not len(df): raise ValueError(f"{data}: there are no figures with few labels to plot")
     if ax is None: ax = plt.subplots(figsize=(6,4))[1]
     for name,o in df.groupby('features', sort=False):
-        style = {}
+        style = dict(ls='-.') if is_baseline(name) else {}
         if name.startswith(_baselines): style = dict(color='grey', ls=':' if name.startswith('raw pixels') else '--')
         ax.errorbar(o.labels.astype(int), o['mean'], o.interval, marker='o', ms=4, capsize=3, label=name, **style)
     sizes = sorted(df.labels.astype(int).unique())
@@ -256,7 +267,7 @@ def _curve(df, figure, data, ax):
 class Evaluation:
     "Figures of one or several features on one or several data sets, and how they were made"
     def __init__(self,
-        df:pd.DataFrame, # Columns data, features, figure, labels ('all', or how many per class), mean, interval, draws, C, accuracies
+        df:pd.DataFrame, # Columns data, features, figure, labels ('all' or per class), mean, interval, draws, C, accuracies, images (size)
         protocol:dict # What the figures depend on besides the features, for each data set
     ): store_attr()
 
@@ -268,7 +279,7 @@ class Evaluation:
     @property
     def own(self) -> list:
         "Names of the features that are no baseline"
-        return [o for o in self.df.features.unique() if not o.startswith(_baselines)]
+        return [o for o in self.df.features.unique() if not is_baseline(o)]
 
     def table(self, figure:str='kNN') -> pd.DataFrame:
         "All figures with all labels, and `figure` with few: a row for each of the features"
@@ -356,16 +367,75 @@ def _check_arguments(labels, draws, n, Cs, name, data, transfer):
     if n < 2: raise ValueError(f"n must be at least 2 images, got {n!r}")
     if not len(Cs) or min(Cs) <= 0:
         raise ValueError(f"Cs must be one or more numbers above 0, got {Cs!r}")
-    if name and name.startswith(_baselines):
+    if name and is_baseline(name):
         raise ValueError(f"name={name!r} is that of a baseline: choose another")
     if data in (transfer or {}):
         raise ValueError(f"transfer: {data!r} is the name of the first data set, choose another")
+
+# %% ../../nbs/74_evaluation.protocol.ipynb #28d96114
+def called(o:str|Path|Learner|nn.Module) -> str:
+    "What the features of an encoder are called"
+    if isinstance(o, Learner): return _name(first(o._grab_cbs(SSLCallback)), True)
+    if isinstance(o, (str,Path)): return Path(o).resolve().parent.name if Path(o).is_file() else str(o)
+    return getattr(o, 'spec', {}).get('arch', type(o).__name__)
+
+def named_encoders(
+    encoders:dict|list|str|Path|Learner|nn.Module, # By name, or as in `open_encoder`, one or several
+    what:str, n_in:int=3, size:int|tuple|None=None # As in `open_encoder`
+) -> dict:
+    "Opened encoders by name"
+    if not isinstance(encoders, dict):
+        if not isinstance(encoders, (list,tuple)): encoders = [encoders]
+        names = [*map(called, encoders)]
+        if len({*names}) < len(names): names = [str(o) if isinstance(o, (str,Path)) else called(o) for o in encoders]
+        twice = first(o for o,k in Counter(names).items() if k > 1)
+        if twice: raise ValueError(f"{what}: several are called {twice}: give a dictionary of encoders by name")
+        encoders = dict(zip(names, encoders))
+    opened = {k:open_encoder(o, what, n_in, size) for k,o in encoders.items()}
+    return {k:o.to(default_device()) if isinstance(encoders[k], (str,Path)) else o for k,o in opened.items()}
+
+# %% ../../nbs/74_evaluation.protocol.ipynb #6648e003
+def _file_size(ds, n=100):
+    "Median height and width of about `n` image files of a data set; None without files"
+    tls,sizes = getattr(ds, 'tls', []),[]
+    items = L(tls[0].items, use_list=None) if len(tls) else []
+    for o in items[::len(items)//n+1]:
+        if not isinstance(o, (str,Path)): return
+        try:
+            with PIL.Image.open(o) as im: sizes.append(im.size[::-1])
+        except OSError: continue
+    return np.median(sizes, axis=0).astype(int).tolist() if sizes else None
+
+def _size_text(d, size):
+    "Height and width at which an encoder sees the images of `d`, and from which they are enlarged to it, if so"
+    h,w = size or d.look.seen[1:]
+    a,b = min(filter(None, (d.look.seen[1:], _file_size(d.sets[0]))), key=np.prod)
+    return f"{h} × {w}" + (f", enlarged from {a} × {b}" if max(h/a, w/b) > 1 else '')
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #021c3bba
 def _as_trained(encoder, size, stats):
     "Size and statistics for all that is judged: those of the encoder's training"
     size,norm = how_trained(encoder, size, stats)
     return dict(size=size, stats=norm_stats(norm) or _as_is['stats'])
+
+def _without_training(model, how, untrained, data, seed):
+    "The same for the baselines that stand in every table"
+    if untrained is None: untrained = untrained_encoder(model, seed)
+    return dict(zip(_baselines, ((RawPixels(), how), (_with_statistics(untrained, data, how, seed), how))))
+
+def _check_channels(name, f, d):
+    "Raise if the encoder `f` cannot see the images of the data set `d`"
+    has,n_in = d.look.seen[0],getattr(f, 'spec', {}).get('n_in') or encoder_n_in(f)
+    if n_in in (None,has): return
+    raise ValueError(f"{name}: it takes images of {n_in} channels, and those of {d.name} have {has}: load them with n_in={n_in}, "
+                     f"or give an encoder that is made for them, by create_encoder(..., n_in={has})")
+
+def _to_judge(encoders, size, stats, sets):
+    "Each encoder by its name, and how it sees images"
+    res = {name:(encoder_of(o), _as_trained(o, size, stats)) for name,o in encoders.items()}
+    for d in sets:
+        for name,(f,_) in res.items(): _check_channels(name, f, d)
+    return res
 
 def _rows_of(d, name, f, how, Cs, k, temp, seed):
     "All figures of the features `name`, which `f` makes, on one data set"
@@ -375,12 +445,13 @@ def _rows_of(d, name, f, how, Cs, k, temp, seed):
         raise ValueError(f"{d.name}: {len(d.y)+len(d.t)-len(bank)-len(x)} images could not be read: "
                          "make the loaders anew without them, as folder_dls(cache=...) does")
     C = choose_C(bank, d.y, Cs, seed)
-    return [dict(data=d.name, features=name, **o) for o in _figure_rows(d, bank, x, C, k, temp)]
+    images = '' if isinstance(f, RawPixels) else _size_text(d, how['size'])
+    return [dict(data=d.name, features=name, **o, images=images) for o in _figure_rows(d, bank, x, C, k, temp)]
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #27c4df64
 @no_random_change()
 def evaluate(
-    encoder:Learner|nn.Module|str|Path, # A learner, an encoder, or the file of one
+    encoder:Learner|nn.Module|str|Path, # A learner, an encoder, the file of one, or a name of timm, with its weights
     dls:DataLoaders|None=None, # Labelled images for training and validation; None are those of the learner
     name:str|None=None, # Of the features; None names the learner's method
     data:str='own images', # Name of the data set
@@ -391,14 +462,17 @@ def evaluate(
     n:int=10_000, # At most as many images for training, and for test; of more a sample is drawn
     Cs:tuple=(.001,.01,.1,1.,10.), # Inverse strengths of the linear probe's regularisation to choose from
     k:int=20, temp:float=.07, # As in `knn_predict`
-    size:int|tuple|None=None, stats:tuple|None=None, # As in `get_features`
+    size:int|tuple|None=None, stats:tuple|None=None, # As in `get_features`; `size` also of those `beside`
     untrained:nn.Module|None=None, # A freshly initialised encoder; None makes one
+    beside:dict|list|str|Path|Learner|nn.Module=(), # Others, as they are: in any form of `encoder`, one, a list or by name
     seed:int=0 # Draws samples, splits, labels and the weights of the untrained encoder
 ) -> Evaluation:
     "kNN, linear probe and nearest class mean, with all labels and with few, beside raw pixels and the untrained encoder"
     _check_arguments(labels, draws, n, Cs, name, data, transfer)
-    if isinstance(encoder, (str,Path)): encoder = load_encoder(encoder)
-    own = isinstance(encoder, Learner)
+    if isinstance(encoder, (str,Path)):
+        (of,encoder), = named_encoders(encoder, 'encoder', size=size).items()
+        name = ifnone(name, of)
+    others,own = named_encoders(beside, 'beside', size=size),isinstance(encoder, Learner)
     if dls is None and not own:
         raise ValueError("dls: an encoder has no images of its own, give labelled ones for training and validation")
     if dls is None: dls = encoder.dls
@@ -407,11 +481,10 @@ def evaluate(
     if own_images: unsup_class_id = ifnone(unsup_class_id, getattr(method, 'unsup_class_id', None))
     sets = [_Data(o, of, unsup_class_id if o is dls else None, sorted({*labels}), draws, n, seed)
             for of,o in {data:dls, **(transfer or {})}.items()]
-    how,model = _as_trained(encoder, size, stats),encoder_of(encoder)
-    if untrained is None: untrained = untrained_encoder(model, seed)
-    judged = [RawPixels(), _with_statistics(untrained, sets[0], how, seed), model]
-    names = [*_baselines, name or _name(method, own_images)]
-    rows = [o for d in sets for of,f in zip(names, judged) for o in _rows_of(d, of, f, how, Cs, k, temp, seed)]
+    others = _to_judge({of+_other:o for of,o in others.items()}, size, None, sets)
+    trained = _to_judge({name or _name(method, own_images):encoder}, size, stats, sets)
+    judged = _without_training(*first(trained.values()), untrained, sets[0], seed) | others | trained
+    rows = [o for d in sets for of,(f,h) in judged.items() for o in _rows_of(d, of, f, h, Cs, k, temp, seed)]
     shared = dict(draws=draws, seed=seed, n=n, k=k, temp=temp, Cs=list(Cs), pixels=RawPixels().size,
                   version=self_supervised.__version__)
     return Evaluation(pd.DataFrame(rows), {d.name:{**d.facts, **shared} for d in sets})
@@ -461,7 +534,7 @@ def compare(
     for df,o in zip(dfs, own):
         df['features'] = [f"{n} of {', '.join(o)}" if n in differ else n for n in df.features]
     df = pd.concat(dfs).drop_duplicates(_keys)
-    names = sorted(df.features.unique(), key=lambda n: not n.startswith(_baselines))
+    names = sorted(df.features.unique(), key=lambda n: not is_baseline(n))
     order = {'data':list(evals[0].protocol), 'features':names}
     df = df.sort_values(list(order), key=lambda c: c.map(order[c.name].index), kind='stable', ignore_index=True)
     return Evaluation(df, evals[0].protocol)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/77_evaluation.report.ipynb #073e587c
 import base64, io, platform
+from itertools import cycle
 from operator import itemgetter
 from importlib.metadata import version
 from jinja2 import DictLoader, Environment
@@ -26,6 +27,7 @@ from .health import *
 from .health import figures, learner_method
 from .alarms import *
 from .protocol import *
+from .protocol import _baselines
 from .pictures import *
 from .retrieval import embeddings, retrieval
 from .features import classes_only, is_labelled, learner_unsup
@@ -184,14 +186,16 @@ def _result(o:Evaluation|None) -> Markup:
     baselines = dict(zip(df.features[~is_own], df['mean'][~is_own]))
     lo,hi = binomtest(round(accuracy*n), n).proportion_ci(method='wilson')
     rival,best = max(baselines.items(), key=itemgetter(1))
+    others = [o for o in baselines if not o.startswith(_baselines)]
     kind,more = 'unsure',f'So few images cannot tell it from {rival}.'
     if lo > best: kind,more = 'good',''
-    if accuracy <= best: kind,more = 'bad','This is no better than without.'
+    if accuracy <= best: kind,more = 'bad',f"This is no better than {rival if rival in others else 'without'}."
     text = Markup('of {} validation images get their class from their nearest among {} labelled training images, by the features of '
-                  '<strong>{}</strong> (95 % interval for so many images: {} to {}). Without training: {}. It is one training, after its '
+                  '<strong>{}</strong> (95 % interval for so many images: {} to {}). Without {}training: {}. It is one training, after its '
                   'last epoch. <strong>{}</strong>')
     without = ', '.join(f'{b} {_percent(v)}' for b,v in baselines.items())
-    return _note(text.format(n, facts['training'], name, _percent(lo), _percent(hi), without, more), _percent(accuracy), kind)
+    said = text.format(n, facts['training'], name, _percent(lo), _percent(hi), 'this '*bool(others), without, more)
+    return _note(said, _percent(accuracy), kind)
 
 # %% ../../nbs/77_evaluation.report.ipynb #4e6856bc
 def _curves(rows, evaluation):
@@ -201,7 +205,7 @@ def _curves(rows, evaluation):
         df = evaluation.df[(evaluation.df.data == first(evaluation.protocol)) & (evaluation.df.labels == 'all')]
         df = df[df.figure == dict(knn='kNN', probe='linear probe').get(ax.get_title())]
         df = df[~df.features.isin(evaluation.own)]
-        for o,style in zip(df.itertuples(), (':','--')): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
+        for o,style in zip(df.itertuples(), cycle((':','--','-.'))): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
         if len(df): ax.legend(fontsize=7)
     return axs
 

@@ -11,9 +11,8 @@ from fastai.vision.all import *
 from ..augmentations import *
 from ..augmentations import check_size, get_norm, pipelines_at
 from ..callback import *
-from ..data.seen import seen_by
+from ..data.seen import open_encoder, seen_by
 from ..fit import *
-from ..encoder_files import load_encoder
 from ..layers import *
 from ..layers import encoder_n_in, encoder_nf, evaluating
 from ..losses import by_rows, check_temp, unit
@@ -27,11 +26,7 @@ def load_teacher(
 ) -> tuple: # The module, size and stats, each of these None if nothing is known
     "The encoder to learn from, and for which images it is"
     seen = seen_by(teacher) if isinstance(teacher, Learner) else None
-    if seen: teacher = get_model(teacher.model).encoder
-    elif isinstance(teacher, (str,Path)):
-        teacher = load_encoder(teacher) if Path(teacher).is_file() else new_encoder(str(teacher), True, size=size)
-    if not isinstance(teacher, nn.Module):
-        raise TypeError(f"teacher must be a name of timm, an encoder file, a learner or a module, got {type(teacher).__name__}")
+    teacher = get_model(teacher.model).encoder if seen else open_encoder(teacher, 'teacher', size=size)
     own = seen_by(teacher)
     for o in filter(None, (seen, own)): size,stats = ifnone(size, o.size),ifnone(stats, o.stats)
     return teacher,size and check_size(size),stats
