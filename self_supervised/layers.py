@@ -63,6 +63,10 @@ def _output(encoder, n_in, size):
         except (NotImplementedError,RuntimeError):    # its forward needs values
             return encoder(torch.zeros(1, n_in, h, w, device=next(iter(own.values())).device))
 
+def encoder_n_in(encoder:nn.Module) -> int|None:
+    "Channels of the images that `encoder` takes; None for one without convolutions"
+    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
+
 def num_features(encoder:nn.Module, n_in:int=3, size:int|tuple=224) -> int:
     "Width of `encoder`'s features, from the shapes alone unless its forward needs values"
     out = _output(encoder, n_in, size)
@@ -379,10 +383,6 @@ def unlike(a:nn.Module, b:nn.Module) -> str|None: # None is that they compute th
     if diff: return f"its {diff[0] or 'class'} is {a.get(diff[0], 'missing')} in place of {b.get(diff[0], 'nothing')}"
 
 # %% ../nbs/02_layers.ipynb #a8c3b700
-def encoder_n_in(encoder:nn.Module) -> int|None:
-    "Channels of the images that `encoder` takes; None for one without convolutions"
-    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
-
 def encoder_nf(encoder:nn.Module, n_in:int=3) -> int:
     "Width of any encoder: the one it announces, else the one its shapes give"
     if hasattr(encoder, 'nf'): return encoder.nf
