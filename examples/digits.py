@@ -29,8 +29,8 @@ def pretrain(learn, epochs):
 def supcon(n_labels, epochs, seed, path):
     "By the command line: ssl_pretrain digits --method supcon ...; into `path`, of seed 0 with a report"
     shutil.rmtree(path, ignore_errors=True)
-    return ssl_pretrain('digits', out=path, method='supcon', arch='resnet10t', arch_set=[channels], size=size, epochs=epochs, bs=256, n_labels=n_labels,
-                        set=['temp=.5','unsup_method=only'], precision='fp32', seed=seed, no_report=seed > 0)
+    return ssl_pretrain('digits', out=path, method='supcon', arch='resnet10t', arch_set=[channels], stem='usual', size=size, epochs=epochs, bs=256,
+                        n_labels=n_labels, set=['temp=.5','unsup_method=only'], precision='fp32', seed=seed, no_report=seed > 0)
 
 @call_parse
 def main(

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from self_supervised.data.loaders import labels_of
     from self_supervised.fit import *
     from self_supervised.collectives import all_objects
-    from self_supervised.layers import encoder_nf
+    from self_supervised.layers import encoder_nf, source_of, stem_for, stems
     from self_supervised.data.seen import open_encoder
     from self_supervised.evaluation.protocol import named_encoders, untrained_encoder
     from self_supervised.training.precision import fast_cuda, measured_mode, modes
@@ -253,8 +253,8 @@ def encoder_shape(enc:nn.Module) -> dict: # For `suggest`
     "What kind of encoder it is, and how many pixels lie between its features"
     patch = getattr(getattr(enc, 'patch_embed', None), 'patch_size', None)
     if patch: return dict(arch='vit', stride=patch[0])
-    info = getattr(enc, 'feature_info', None)
-    return dict(arch='resnet', stride=info[-1]['reduction'] if isinstance(info, list) and info else 32)
+    with no_random_change(): maps = source_of(enc).maps(enc)
+    return dict(arch='resnet', stride=maps[-1]['reduction'] if maps else 32)
 
 # %% ../nbs/89_cli.ipynb #94c04a79
 def _white(o):
@@ -268,6 +268,7 @@ def _list(o, metavar, **kw): return Annotated[str, o, dict(nargs='+', action='ex
 
 _path = _text("Folder of images, searched with all its subfolders; or `digits` or `fashion-mnist`, which are here")
 _method = Annotated[str, "How to train", dict(choices=methods)]
+_stem = Annotated[str, "The encoder's first layers; small for new ones at sizes of at most 40, if there are such", dict(choices=stems)]
 _precision = Annotated[str, "Precision and memory format: what is measured to be fastest (auto), or one of them",
                        dict(choices=['auto',*modes])]
 _settings = _list("Settings by name, as NAME=VALUE", 'NAME=VALUE')
@@ -434,8 +435,8 @@ def _check_together(a):
                          "--texts TABLE of names and texts")
     if a.text_cols and not a.texts:
         raise ValueError(f"text_cols: {a.text_cols!r} are columns of a table: say which by --texts TABLE")
-    if a.encoder and (a.pretrained or a.arch_set):
-        raise ValueError("encoder: its file names the architecture and has the weights: leave out --pretrained and --arch-set")
+    if a.encoder and (a.pretrained or a.arch_set or a.stem):
+        raise ValueError("encoder: its file names the architecture and has the weights: leave out --pretrained, --arch-set and --stem")
     if a.encoder and (has := encoder_info(a.encoder).get('n_in', a.n_in)) != a.n_in:
         raise ValueError(f"encoder: {a.encoder} takes images of {has} channels, and these have {a.n_in}: give --n-in {has}, or another "
                          "encoder")
@@ -444,6 +445,9 @@ def _check_together(a):
 def _pretraining_settings(a, dls, enc, teacher) -> Suggestion:
     s = suggest(methods[a.method], len(dls.train_ds), dls.train.bs*max(num_distrib(), 1), a.size, a.epochs, **encoder_shape(enc),
                 pretrained=bool(a.pretrained or a.encoder))
+    stem = getattr(enc, 'spec', {}).get('stem', 'usual')
+    if a.stem: s.add('encoder', "as asked", 'given', stem=stem)
+    elif s.encoder and stem == 'usual': s.add('encoder', f"{a.arch} has no other", 'judgement', stem=stem)
     if 'splitter' in s.learner and not hasattr(enc, 'group_matcher'):
         s.add('learner', "the encoder, whose layers have no names, and the heads, which are new", 'judgement', splitter=model_splitter)
     s.add('views', f"for {a.path}", 'images', **_views(a.path, a.n_in, getattr(enc, 'info', {}).get('stats')))
@@ -527,6 +531,13 @@ def _pretraining_data(a) -> DataLoaders:
     return mixed_batches(dls, ifnone(a.share, .5)) if mixed or a.share is not None else dls
 
 # %% ../nbs/89_cli.ipynb #577e1563
+def _new_encoder(a) -> nn.Module:
+    "An encoder of the architecture, with the stem that is asked for, or else the one for its images if it has that"
+    make = partial(new_encoder, a.arch, a.pretrained, a.n_in, a.size, **parse_settings(a.arch_set or []))
+    if a.stem or a.pretrained: return make(stem=a.stem or 'usual')
+    try: return make(stem=stem_for(a.size))
+    except ValueError: return make()                                     # without a small stem, as transformers
+
 def _pretrain(a:AttrDict) -> Learner|None:
     a.asked = _asked(a)
     check_numbers(lr=a.lr)
@@ -540,7 +551,7 @@ def _pretrain(a:AttrDict) -> Learner|None:
     set_seed(a.seed)
     dls = _pretraining_data(a)
     if a.encoder: enc = load_encoder(a.encoder)
-    else: enc = new_encoder(a.arch, a.pretrained, a.n_in, a.size, **parse_settings(a.arch_set or []))
+    else: enc = _new_encoder(a)
     teacher = check_teacher(a.method, a.teacher, a.n_in, parse_settings(a.set or []).get('teacher_size'))
     s = _pretraining_settings(a, dls, enc, teacher)
     if not rank_distrib():
@@ -559,7 +570,7 @@ def ssl_pretrain(
     path:_path, out:_results=None, method:_method='simclr',
     arch:_text("Architecture of the encoder: a name of timm, fastai or torchvision")='resnet18',
     arch_set:_list("Arguments of the architecture, as NAME=VALUE", 'NAME=VALUE')=None,
-    size:_pixels=None, epochs:_epochs=None, bs:_batch=None, lr:_rate=None, set:_settings=None,
+    stem:_stem=None, size:_pixels=None, epochs:_epochs=None, bs:_batch=None, lr:_rate=None, set:_settings=None,
     labels:_label_source=None, cols:_of_table=None, n_labels:_n_labels=None,
     share:float=None, # Labelled images in a batch, for methods that learn from labels; half if there are unlabelled ones
     valid:_held_out=None,
@@ -589,8 +600,8 @@ def ssl_pretrain(
     ssl_pretrain digits --method moco --set K=512 temp=.2         no folder needed
     accelerate launch --num_processes 4 "$(which ssl_pretrain)" photos     four processes"""
     return _pretrain(AttrDict(
-        path=path, out=out, method=method, arch=arch, arch_set=arch_set, size=size, epochs=epochs, bs=bs, lr=lr, set=set, labels=labels,
-        cols=cols, n_labels=n_labels, share=share, valid=valid, pretrained=pretrained, encoder=encoder, teacher=teacher, texts=texts,
+        path=path, out=out, method=method, arch=arch, arch_set=arch_set, stem=stem, size=size, epochs=epochs, bs=bs, lr=lr, set=set,
+        labels=labels, cols=cols, n_labels=n_labels, share=share, valid=valid, pretrained=pretrained, encoder=encoder, teacher=teacher, texts=texts,
         text_cols=text_cols, n_in=n_in, white=white, cache=cache, no_cache=no_cache, workers=workers, precision=precision, every=every,
         seed=seed, no_report=no_report, dry_run=dry_run))
 

@@ -6,13 +6,13 @@
 __all__ = ['save_encoder', 'encoder_info', 'load_encoder', 'export_onnx']
 
 # %% ../nbs/03_encoder_files.ipynb #a8f215e2
-import json, re
+import json, re, warnings
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file, load_file
 from fastai.vision.all import *
 import self_supervised
-from .augmentations import check_size
-from .layers import PoolingType, create_encoder, encoder_n_in, evaluating, from_hub
+from .augmentations import check_size, no_random_change
+from .layers import PoolingType, create_encoder, encoder_n_in, evaluating, from_hub, from_spec, stems, unlike
 
 # %% ../nbs/03_encoder_files.ipynb #24b0d8e0
 def _for_all(path):
@@ -37,7 +37,7 @@ def save_encoder(
                          "from before the training broke")
     stats = ifnone(stats, info.get('stats'))
     size = ifnone(size, info.get('size'))
-    header = dict(getattr(encoder, 'spec', {}), nf=getattr(encoder, 'nf', None),
+    header = dict(_true_spec(encoder), nf=getattr(encoder, 'nf', None),
                   stats=stats and [list(map(float, o)) for o in stats], size=size and list(check_size(size)),
                   reading=ifnone(reading, info.get('reading')))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,8 @@ def _build_fault(info, allow_hub, most):
     if type(n_in) is not int or not 1 <= n_in <= most: return f"has n_in={n_in!r}, which is no number of channels"
     pools = PoolingType.every
     if pool_type not in (None, *pools): return f"has pool_type={pool_type!r}, which is none of {pools}"
+    stem = info.get('stem', 'usual')
+    if stem not in stems: return f"has stem={stem!r}, which is none of {stems}"
     if not isinstance(kwargs, dict): return f"has kwargs={kwargs!r}, which is no dictionary"
     for k,v in kwargs.items():
         if any(abs(o) > most for o in _numbers(v)):
@@ -125,9 +127,13 @@ def _shapes(path):
     "Shape of each tensor in a file, without reading them"
     with safe_open(path, 'pt') as f: return {k:tuple(f.get_slice(k).get_shape()) for k in f.keys()}
 
+def _most(shapes):
+    "The largest number that can stand in a header, of layers, channels or pixels"
+    return max(2048, len(shapes), *(d for s in shapes.values() for d in s))
+
 def _built_as_in(info, shapes):
     "The encoder that a header describes, if its tensors are those of the file; else no memory is taken"
-    make = partial(create_encoder, info['arch'], False, info['n_in'], info.get('pool_type'), **info['kwargs'])
+    make = partial(from_spec, info)
     try:
         with torch.device('meta'): own = {k:tuple(v.shape) for k,v in make().state_dict().items()}
     except (NotImplementedError,RuntimeError): return make()       # some compute with tensors while they are built
@@ -142,8 +148,7 @@ def _from_header(path, info, allow_hub):
     "The encoder that the file `path` describes, unless it describes something strange"
     if 'arch' not in info: raise ValueError(f"encoder: {path} does not name its architecture, pass a module to load into")
     shapes = _shapes(path)
-    most = max(2048, len(shapes), *(d for s in shapes.values() for d in s))  # of layers, channels or pixels
-    fault = _build_fault(info, allow_hub, most) or _images_fault(info)
+    fault = _build_fault(info, allow_hub, _most(shapes)) or _images_fault(info)
     if fault: raise ValueError(f"path: the header of {path} {fault}")
     try: return _built_as_in(info, shapes)
     except Exception as e: raise ValueError(f"path: no encoder can be built from the header of {path}: {e}") from e
@@ -162,6 +167,31 @@ def load_encoder(
         raise ValueError(f"path: the weights in {path} do not fit {info.get('arch') or 'the encoder'}: {e}") from e
     encoder.info = info
     return encoder
+
+# %% ../nbs/03_encoder_files.ipynb #4d220102
+def _spec_fault(encoder, spec):
+    "Why no file could say how `encoder` is built, if so"
+    if from_hub(str(spec['arch'])): return                                    # what stands there may have to be fetched
+    fault = _build_fault(spec, False, _most({k:v.shape for k,v in encoder.state_dict().items()}))
+    if fault: return f"its spec {fault}"
+    with no_random_change(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                       # which were given when it was made
+        try:
+            try:
+                with torch.device('meta'): made = from_spec(spec)
+            except (NotImplementedError,RuntimeError): made = from_spec(spec)
+        except Exception as e: return f"its spec cannot be built: {e}"
+    return unlike(encoder, made)
+
+def _true_spec(encoder):
+    "How to build `encoder` again, without its architecture if it is no longer what its `spec` says"
+    spec = getattr(encoder, 'spec', {})
+    fault = _spec_fault(encoder, spec) if 'arch' in spec else None
+    if not fault: return spec
+    warn(f"encoder: it was changed after create_encoder made it: {fault}. The file does not name {spec['arch']}, so that only "
+         "load_encoder(path, encoder) reads it, into an encoder that was changed in the same way. If an argument of create_encoder "
+         "says the change (stem='small', n_in, pool_type or one of the architecture), give it there")
+    return dict(n_in=encoder_n_in(encoder))
 
 # %% ../nbs/03_encoder_files.ipynb #c5096033
 class _Normalized(nn.Module):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain, takewhile
 import huggingface_hub as hub
 import timm, torchvision
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import BlurPool2d, SelectAdaptivePool2d
 from timm.models import adapt_input_conv, group_parameters
 from torch.func import functional_call
 from fastai.vision.all import *
@@ -64,6 +64,10 @@ def _output(encoder, n_in, size):
         except (NotImplementedError,RuntimeError):    # its forward needs values
             return encoder(torch.zeros(1, n_in, h, w, device=next(iter(own.values())).device))
 
+def encoder_n_in(encoder:nn.Module) -> int|None:
+    "Channels of the images that `encoder` takes; None for one without convolutions"
+    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
+
 def num_features(encoder:nn.Module, n_in:int=3, size:int|tuple=224) -> int:
     "Width of `encoder`'s features, from the shapes alone unless its forward needs values"
     out = _output(encoder, n_in, size)
@@ -90,6 +94,10 @@ class Source:
     def stats(self, enc): return None # [mean, std] of the images that its weights have seen
     def layers(self, enc): return [] # Names of its parameters, a list per layer, from the first to the last
     def body(self, enc): return [] # Modules that it runs one after the other, up to its pooling
+    def stem(self, enc): # Modules in front of its first block; none if it has no blocks, or does not give maps
+        stem = [*takewhile(lambda o: not [*o.children()], self.body(enc))]
+        return stem if len(stem) < len(self.body(enc)) and self.maps(enc) else []
+    def restemmed(self, enc): pass # Say what another stem changes in what it says of itself
     def maps(self, enc): return _body_maps(self.body(enc)) # A dictionary per feature map, finest first: see `map_info`
     def run(self, enc, x, infos): # What of the images `x` each layer makes that `infos`, from `maps`, names
         wanted,res = {o['layer'] for o in infos},{}
@@ -191,7 +199,7 @@ class TorchVision(Source):
     def made(self, enc): return type(enc).__module__.startswith('torchvision.models')
     def body(self, enc):
         if hasattr(enc, 'features'): return _opened(enc.features)
-        pools = nn.AdaptiveAvgPool2d,SelectAdaptivePool2d,nn.Identity,nn.Dropout
+        pools = nn.AdaptiveAvgPool2d,SelectAdaptivePool2d,nn.Dropout
         return _opened(nn.ModuleList(takewhile(lambda o: not isinstance(o, pools), enc.children())))
 
 # %% ../nbs/02_layers.ipynb #a48c4524
@@ -246,6 +254,16 @@ class Timm(Source):
         if not hasattr(enc, 'group_matcher'): return []
         groups = group_parameters(enc, enc.group_matcher(coarse=False))
         return [groups[k] for k in sorted(groups)]
+    def stem(self, enc):
+        if len({o['reduction'] for o in self.maps(enc) and enc.feature_info}) < 2: return []
+        groups = enc.group_matcher() if hasattr(enc, 'group_matcher') else None
+        name = groups.get('stem') if isinstance(groups, dict) else None
+        if not isinstance(name, str) or 'embed' in name: return []                # patches are no stem
+        return [m for n,m in enc.named_modules() if re.match(name, n) and not [*m.children()]]
+    def restemmed(self, enc, size=32):
+        x = torch.zeros(1, encoder_n_in(enc), size, size, device=next(enc.parameters()).device)
+        with evaluating(enc): maps = enc.forward_intermediates(x, intermediates_only=True)
+        for o,m in zip(enc.feature_info, maps): o['reduction'] = round(size/m.shape[-1])
     def maps(self, enc):
         return _timm_maps(enc.feature_info) if hasattr(enc, 'forward_intermediates') else []
     def run(self, enc, x, infos):
@@ -276,6 +294,43 @@ def source_of(encoder:nn.Module) -> Source:
     encoder = getattr(encoder, '_orig_mod', encoder)
     return first(s for s in sources if s.made(encoder)) or Source()
 
+# %% ../nbs/02_layers.ipynb #a4d58b2d
+stems = 'usual','small'
+
+def stem_for(size:int|tuple) -> str: # One of `stems`
+    "The stem for images of this height and width"
+    return 'small' if max(check_size(size)) <= 40 else 'usual'
+
+def stem_convs(enc:nn.Module) -> list:
+    "Convolutions with a stride in front of the first block of `enc`"
+    return [m for m in source_of(enc).stem(enc) if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
+
+def _see_each_pixel(conv):
+    "Take the stride from a convolution, and what is more than 3 × 3; is its weight new?"
+    new = conv.kernel_size[0] not in (1,3)
+    if new:
+        conv.kernel_size = 3,3
+        conv.weight = nn.Parameter(conv.weight.new_empty(*conv.weight.shape[:2], 3, 3))
+        conv.reset_parameters()
+    conv.stride = 1,1
+    if not getattr(conv, 'same_pad', False): conv.padding = tuple(o//2 for o in conv.kernel_size)
+    return new
+
+def _small_stem(enc, arch, pretrained):
+    "Give `enc` the stem for small images"
+    source,convs = source_of(enc),stem_convs(enc)
+    if not convs:
+        raise ValueError(f"stem: {arch} has none that could be small. If it cuts images into patches, choose smaller ones, "
+                         "as in patch_size=4, img_size=32; else choose a ResNet")
+    names = {m:n for n,m in enc.named_modules()}
+    pools = [m for m in source.stem(enc) if isinstance(m, (nn.MaxPool2d,nn.AvgPool2d,BlurPool2d,nn.ConstantPad2d))]
+    for m in pools: enc.set_submodule(names[m], nn.Identity())
+    if any([_see_each_pixel(m) for m in convs]) and pretrained:
+        warnings.warn(f"stem: {arch} begins with new weights, as those of the library are for larger convolutions; the others are kept")
+    try: source.restemmed(enc)
+    except (RuntimeError,AssertionError) as e:
+        raise ValueError(f"stem: {arch} does not work with a small one ({' '.join(str(e).split())}): choose a ResNet") from e
+
 # %% ../nbs/02_layers.ipynb #a524bb14
 def _spec(arch, kwargs, **rest):
     "How to build the encoder again; without `arch` where a file could not say so"
@@ -293,12 +348,14 @@ def create_encoder(
     n_in:int=3, # Channels of the images
     pool_type:str|None=None, # One of `PoolingType`; None is the architecture's own
     grad_checkpointing:bool=False, # Recompute activations in the backward pass: less memory, more time (timm only)
+    stem:str='usual', # The architecture's own, or 'small': for images of at most 40 pixels
     **kwargs # Passed to the architecture, e.g. `img_size`, `drop_path_rate`
 ) -> nn.Module: # Maps (B, n_in, H, W) to (B, nf); `nf` and `spec` are attributes
     "An encoder with flat features from any timm, fastai or torchvision architecture"
     pools = PoolingType.every
     if not isinstance(n_in, int) or n_in < 1: raise ValueError(f"n_in must be an int of at least 1, got {n_in!r}")
     if pool_type not in (None, *pools): raise ValueError(f"pool_type must be None or one of {pools}, got {pool_type!r}")
+    if stem not in stems: raise ValueError(f"stem must be one of {', '.join(stems)}, got {stem!r}")
     source,found = _find(arch)
     if source is None:
         near = difflib.get_close_matches(arch, [n for s in sources for n in s.names()], n=5, cutoff=.5)
@@ -306,9 +363,10 @@ def create_encoder(
                          f"Nearest names: {', '.join(near) or 'none'}")
     try: enc = source.make(found, pretrained, n_in, pool_type, **kwargs)
     except OSError as e: raise OSError(f"the weights of {arch!r} cannot be fetched: {e}") from e
+    if stem == 'small': _small_stem(enc, arch, pretrained)
     size = check_size(_asked_size(kwargs) or source.size(found, enc))
     enc.nf = num_features(enc, n_in, size)
-    enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type)
+    enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type, **({} if stem == 'usual' else {'stem':stem}))
     stats = source.stats(enc)
     if pretrained and stats:
         if len(stats[0]) != n_in: stats = [[np.mean(o).item()]*n_in for o in stats]     # those of grey, as timm keeps three
@@ -327,11 +385,25 @@ def new_encoder(arch:str, pretrained:bool, n_in:int=3, size:int|tuple|None=None,
     if size is None or given in (None, check_size(size)): return enc
     return create_encoder(arch, pretrained, n_in, **{'img_size':size, **kwargs})
 
-# %% ../nbs/02_layers.ipynb #a8c3b700
-def encoder_n_in(encoder:nn.Module) -> int|None:
-    "Channels of the images that `encoder` takes; None for one without convolutions"
-    return first(p.shape[1] for p in encoder.parameters() if p.ndim == 4)
+# %% ../nbs/02_layers.ipynb #a7c6fd25
+def from_spec(spec:dict) -> nn.Module:
+    "A new encoder, built as `spec` of another says"
+    return create_encoder(spec['arch'], False, spec['n_in'], spec.get('pool_type'), stem=spec.get('stem', 'usual'), **spec['kwargs'])
 
+def _part(m):
+    "A module in words, but for its children and for what matters in training alone"
+    if 'Drop' in type(m).__name__: return 'Identity()'
+    said = f"{type(m).__name__}({m.extra_repr()}){' with another forward'*('forward' in vars(m))}"
+    return re.sub(r', momentum=[^,)]*', '', re.sub(r'^(Sync)?BatchNorm(Act)?(\dd)?\(', r'BatchNorm\2(', said))
+
+def unlike(a:nn.Module, b:nn.Module) -> str|None: # None is that they compute the same with the same weights
+    "The first thing in which `a` is built in another way than `b`"
+    def parts(o): return {n:_part(m) for n,m in o.named_modules()} | {k:str([*v.shape]) for k,v in o.state_dict().items()}
+    a,b = parts(a),parts(b)
+    diff = [k for k in {**b, **a} if a.get(k) != b.get(k)]
+    if diff: return f"its {diff[0] or 'class'} is {a.get(diff[0], 'missing')} in place of {b.get(diff[0], 'nothing')}"
+
+# %% ../nbs/02_layers.ipynb #a8c3b700
 def encoder_nf(encoder:nn.Module, n_in:int=3) -> int:
     "Width of any encoder: the one it announces, else the one its shapes give"
     if hasattr(encoder, 'nf'): return encoder.nf

@@ -23,7 +23,7 @@ METHODS = {o.cb.__name__: (complete(o.cb, o.args), fixed(o.cb.create_model, o.ar
 papers = {o.__name__: o.paper for o in methods.values()}
 TEXTS = [kit.METHODS[n].cb.__name__ for n in kit.METHODS if kit.METHODS[n].cb.n_inp == 2]
 each = pytest.mark.parametrize('name', METHODS)
-PARTS = 'about','fit','learner','method','model','views'
+PARTS = 'about','encoder','fit','learner','method','model','views'
 n_digits = 1401
 
 class Stop(Callback):

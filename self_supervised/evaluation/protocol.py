@@ -21,7 +21,7 @@ from ..data.images import late_bar
 from ..data.seen import open_encoder
 from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled,
                                                  knn_accuracy, n_inputs, unsup_of, whole_loader)
-from ..layers import create_encoder, deep_copy, encoder_n_in
+from ..layers import deep_copy, encoder_n_in, from_spec, unlike
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e
 def interval(values:list # Accuracies of several draws
@@ -46,8 +46,6 @@ class RawPixels(nn.Module):
         return F.adaptive_avg_pool2d(x, [min(o, self.size) for o in x.shape[-2:]]).flatten(1)
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #5ecab5d6
-def _shapes(m): return {k:v.shape for k,v in m.state_dict().items()}
-
 def _reset(m):
     "What draws the weights of a layer; that of attention has an underscore"
     return getattr(m, 'reset_parameters', None) or getattr(m, '_reset_parameters', None)
@@ -64,9 +62,8 @@ def untrained_encoder(
     with no_random_change():
         torch.manual_seed(seed)
         if 'arch' in spec:
-            new = create_encoder(spec['arch'], False, spec['n_in'], spec['pool_type'], **spec['kwargs'])
-            changed_since = _shapes(new) != _shapes(encoder)
-            if not changed_since: return new.to(device).eval()
+            new = from_spec(spec)
+            if not unlike(encoder, new): return new.to(device).eval()      # it may have been changed since
         new = deep_copy(encoder).eval()
         fixed = [name or type(m).__name__ for name,m in new.named_modules() if _own_weights(m) and not _reset(m)]
         if fixed:

@@ -143,7 +143,7 @@ def _call(f, args): return f"{f}({', '.join(args)})"
 def _again(learn, cb) -> str:
     "Code for the same training, as far as the learner knows it"
     spec,name = getattr(get_model(learn.model).encoder, 'spec', {}),type(cb).__name__
-    known = {**{k:spec[k] for k in ('n_in','pool_type') if spec.get(k) is not None}, **spec.get('kwargs', {})}
+    known = {**{k:spec[k] for k in ('n_in','pool_type','stem') if spec.get(k) is not None}, **spec.get('kwargs', {})}
     enc = [repr(spec.get('arch', '...')), 'pretrained=False', *(f'{k}={v!r}' for k,v in known.items())]
     method = _call(name, ['augs', *(f'{n}={v}' for n,v in cb.arguments().items())])
     lr = max(learn.recorder.lrs, default=math.nan)

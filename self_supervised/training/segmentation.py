@@ -77,7 +77,8 @@ class UnetModel(nn.Module):
         for i,ch in reversed(list(enumerate(skips))):
             self.blocks.append(SkipBlock(up, ch, None, final_div=i > 0, **kwargs))
             up = (up//2+ch) // (1 if i else 2)
-        self.up = PixelShuffle_ICNR(up, up//2, scale=max(1, round(self.info[0]['reduction'])), norm_type=None)
+        scale,half = round(self.info[0]['reduction']),partial(ConvLayer, up, up//2, ks=1, norm_type=None)
+        self.up = PixelShuffle_ICNR(up, up//2, scale=scale, norm_type=None) if scale > 1 else nn.Sequential(half())
         ni = up//2 + getattr(encoder, 'spec', {}).get('n_in', n_in)
         self.head = nn.Sequential(ResBlock(1, ni, ni, norm_type=None), nn.Conv2d(ni, n_out, 1))
 

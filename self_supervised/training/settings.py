@@ -9,6 +9,7 @@ __all__ = ['Suggestion', 'AdamW', 'suggest']
 import inspect
 from fastai.vision.all import *
 from ..callback import Method, methods
+from ..layers import stem_for
 from .finetune import layer_splitter
 
 # %% ../../nbs/87_training.settings.ipynb #6091ea47
@@ -17,10 +18,11 @@ def _text(v):
     return f"{v:.4g}" if isinstance(v, float) else str(getattr(getattr(v, 'func', v), '__name__', v))
 
 class Suggestion(AttrDict):
-    "Settings for `method`, `model`, `views`, `learner` and `fit`, and figures `about` the training; shows each with its reason"
+    "Settings for `encoder`, `method`, `model`, `views`, `learner` and `fit`, and figures `about` the training; shows each with its reason"
     _repr_markdown_ = None
     def __init__(self):
-        super().__init__({o:AttrDict() for o in ('about','fit','learner','method','model','views')}, schedule='fit_one_cycle', why=[])
+        parts = 'about','encoder','fit','learner','method','model','views'
+        super().__init__({o:AttrDict() for o in parts}, schedule='fit_one_cycle', why=[])
 
     def add(self,
         part:str, # Which of the dictionaries
@@ -175,6 +177,12 @@ def _queue(s, a):
     s.add('method', f"{K//a.bs} batches: at most half of {a.n_images:,} images, and of the paper's length", 'judgement', K=K)
 
 # %% ../../nbs/87_training.settings.ipynb #06dbfba4
+def _stem(s, a):
+    "What comes first in a new convolutional encoder"
+    if a.arch == 'vit' or a.pretrained or stem_for(a.size) == 'usual': return
+    s.add('encoder', "at most 40 pixels: 3 × 3 pixels first, no stride, no pooling; rates were measured with the usual stem", 'judgement',
+          stem=stem_for(a.size))
+
 def _heads(s, a):
     "Widths of the heads"
     if not a.method.heads: return
@@ -235,15 +243,17 @@ def suggest(
     epochs:int|None=None, # Epochs; None derives them from a number of steps
     arch:str='resnet', # 'resnet' for convolutional encoders, 'vit' for transformers
     opt:str='adam', # 'adam', which is torch's AdamW, or 'sgd'
-    stride:int|None=None, # Pixels from one position of the features to the next; None is 32, or 16, a patch, for 'vit'
+    stride:int|None=None, # Pixels from a position of the features to the next; None is 32, 8 with the small stem, 16 for 'vit'
     pretrained:bool=False # The encoder has learned before: it is of timm, with its weights, or from a file
 ) -> Suggestion:
     "Settings for a training, each with its reason and source"
-    stride = ifnone(stride, 16 if arch == 'vit' else 32)
-    a = AttrDict(method=_method(method), n_images=n_images, bs=bs, size=size, epochs=epochs, arch=arch, opt=opt, stride=stride)
+    a = AttrDict(method=_method(method), n_images=n_images, bs=bs, size=size, epochs=epochs, arch=arch, opt=opt, pretrained=pretrained)
+    a.stride = ifnone(stride, 16 if arch == 'vit' else 32)
     _check(a)
-    a.p,a.paper,a.small = a.method.paper,str(a.method.paper),size <= 32
     s = Suggestion()
+    _stem(s, a)
+    if s.encoder and stride is None: a.stride = 8
+    a.p,a.paper,a.small = a.method.paper,str(a.method.paper),size <= 32
     _length(s, a)
     (_sgd if opt == 'sgd' else _adam if arch == 'resnet' else _adam_vit)(s, a)
     if pretrained: _pretrained(s, a)
