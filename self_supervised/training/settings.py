@@ -98,7 +98,7 @@ def _length(s, a):
 
 few_images = 1000
 few_images_why = (f"fewer than {few_images:,} are too few to learn from scratch what pictures consist of: "
-                  "start from pretrained weights (pretrained=True, --pretrained)")
+                  "start from pretrained weights, by pretrained=True or --pretrained")
 
 # %% ../../nbs/87_training.settings.ipynb #6dab1ff0
 def _decayed(s, a):
@@ -248,10 +248,10 @@ def suggest(
     _check(a)
     a.p,a.paper,a.small = a.method.paper,str(a.method.paper),size <= 32
     s = Suggestion()
+    if n_images < few_images and not pretrained: s.add('about', few_images_why, 'judgement', images=n_images)
     _length(s, a)
     (_sgd if opt == 'sgd' else _adam if arch == 'resnet' else _adam_vit)(s, a)
     if pretrained: _pretrained(s, a)
-    elif n_images < few_images: s.add('about', few_images_why, 'judgement', images=n_images)
     s.add('fit', f"warm-up of {s.about.steps//4:,} steps", 'fastai', pct_start=.25)
     least,remark = a.method.small_batch
     if bs < least: s.add('about', remark, 'judgement', bs=bs)
