@@ -23,10 +23,10 @@ with warnings.catch_warnings():
     from self_supervised.collectives import all_objects
     from self_supervised.layers import encoder_nf, source_of, stem_for, stems
     from self_supervised.data.seen import open_encoder
-    from self_supervised.evaluation.protocol import named_encoders, untrained_encoder
+    from self_supervised.evaluation.protocol import Verdict, guessed, named_encoders, untrained_encoder, verdicts
     from self_supervised.training.precision import fast_cuda, measured_mode, modes
     from self_supervised.vision.all import *
-    from self_supervised.data.images import check_writable, unreadable
+    from self_supervised.data.images import check_writable, unreadable, usual_side, warn_enlarged
 
 # %% ../nbs/89_cli.ipynb #211f4836
 class _Help(argparse.RawDescriptionHelpFormatter, anno_parser(lambda: None).formatter_class): pass
@@ -192,6 +192,26 @@ def _refuse(path, why, **args):
     for k,v in args.items():
         if v is not None: raise ValueError(f"{k}: {why} {path}: leave it out")
 
+# %% ../nbs/89_cli.ipynb #33fbad3f
+def _files(path):
+    "Image files of a folder; what there is to say of them is said when they are read"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return find_images(path)
+
+def _read_size(files, size, method='crop'):
+    "At which size images are read for views of `size`: a quarter larger, unless the files are smaller"
+    return max(size, min(round(size*1.25), ifnone(usual_side(files, method), math.inf)))
+
+def views_size(
+    side:int, # Pixels of the shorter side of the files
+    patch:int=1 # Those of a transformer's patch
+) -> int:
+    "Height and width of views: what the files hold, but at most 128 and at least 16 pixels"
+    size,step = min(side, 128),math.lcm(32, patch)
+    if 2*step > size: step = patch                                   # which would leave too little
+    return max(size//step*step, -(-16//patch)*patch)
+
 # %% ../nbs/89_cli.ipynb #3b593774
 def read_images(
     path:str, # Folder of images, or the name of a data set in `built_in`
@@ -205,6 +225,7 @@ def read_images(
     workers:int|None=None, # Processes that read images, of a folder; None leaves it to fastai
     seed:int=42, # Draws what is held out
     method:str='crop', white:float|tuple|None=None, # How the files of a folder become images of one size, as in `read_image`
+    whole:bool=True, # As in `folder_dls`
     texts:str|Path|None=None, text_cols:str|None=None # A table of texts and its two columns, of a folder
 ) -> DataLoaders:
     "Loaders of a folder of images, or of a data set that is here"
@@ -217,8 +238,10 @@ def read_images(
     if texts is not None: more |= dict(texts=texts, text_cols=_columns(text_cols, texts, 'text_cols', 'texts'))
     if str(cache) == 'device': cache = 'device'                              # a path, from the command line
     read = folder_dls if texts is None else captioned_dls
-    return read(path, size=round(size*1.25), labels=_labels(labels), bs=bs, cache=cache, valid=_share_or_name(valid or .2),
-                n_in=n_in, seed=seed, cols=_columns(cols, labels), method=method, white=white, **more)
+    size = _read_size(_files(path), size, method)
+    return read(path, size=size, labels=_labels(labels), bs=bs, cache=cache, valid=_share_or_name(valid or .2),
+                n_in=n_in, seed=seed, cols=_columns(cols, labels), method=method, white=white, whole=whole,
+                **more)
 
 # %% ../nbs/89_cli.ipynb #c6498cbf
 def parse_settings(settings:list # Each `name=value`
@@ -279,7 +302,7 @@ _teacher = "File of the encoder that distill learns from, or a name of timm, wit
 _whites = Annotated[_white, "White in files of 16 bits, as in 4095 for 12 bits, or black and white, -1024,3000; "
                             "the encoder file remembers it"]
 _results = _file("Folder of the results; runs/<images>-<method> if none is given")
-_pixels = _number("Height and width of the views in pixels; 128 for folders")
+_pixels = _number("Height and width of the views in pixels; 128 for folders, less if their files are smaller")
 _epochs = _number("Epochs; some 10,000 steps if none are given")
 _batch = _number("Images per batch, of each process; 64, or half of all if they are fewer than 128")
 _rate = Annotated[float, "Largest learning rate"]
@@ -292,9 +315,18 @@ _decoded = _file("Folder of decoded images, or `device` for its memory; `decoded
 _seed = _number("Draws all that is random")
 
 # %% ../nbs/89_cli.ipynb #e64d1481
-def _size(path, size):
+def _size(path, size, patch=1):
+    "Height and width of the views: what is asked for, else what the files of a folder hold"
     check_numbers(1, size=size)
-    return ifnone(size, built_in.get(str(path), (0,128))[1])
+    if size is not None: return size
+    if str(path) in built_in: return built_in[str(path)][1]
+    _check_folder(path)
+    side = ifnone(usual_side(_files(path)), 128)
+    size = views_size(side, patch)
+    if size != 128 and not rank_distrib():
+        print(f"size {size}: the files have {side} pixels on their shorter side (the median)"
+              + f", and the encoder patches of {patch}"*(patch > 1))
+    return size
 def _channels(path, n_in): return 1 if str(path) in built_in else n_in
 def _views(path, n_in, stats=None):
     return dict(built_in[str(path)][2]) if str(path) in built_in else channel_views(n_in, stats)
@@ -305,9 +337,10 @@ def _some_images(path, n, size, n_in, white):
     if path in built_in: return first(read_images(path, size, n).train)[0]
     _check_folder(path)
     files = find_images(path)
+    warn_enlarged(files, size)
+    read = partial(read_image, size=_read_size(files, size), n_in=n_in, white=white, say=True)
     drawn = (files[i] for i in np.random.permutation(len(files)))
-    ims = [read_image(f, round(size*1.25), n_in=n_in, white=white, say=True)
-           for f in itertools.islice((f for f in drawn if not unreadable(f, whole=True)), n)]
+    ims = [read(f) for f in itertools.islice((f for f in drawn if not unreadable(f, whole=True)), n)]
     if not ims: raise ValueError(f"path: none of the {len(files)} image files in {str(path)!r} can be read")
     return ims
 
@@ -365,10 +398,15 @@ def read_asked(f:Path) -> tuple: # What was asked, and the mode in which trainin
         raise ValueError(f"out: {f}, which says what was asked of the training there, is damaged: remove it, and the same command goes "
                          "on; or give another --out for a new training") from e
 
+def asked_before(f:Path) -> dict: # Empty if there is none
+    "What was asked of the training that is there, as the file `f` says"
+    there = f.exists() and (checkpoints(f.parent/'checkpoints') or (f.parent/'encoder.safetensors').exists())
+    return read_asked(f)[0] if there else {}
+
 def check_asked(f:Path, asked:dict):
     "Raise if the file `f` says that something else was asked of the training that is there"
-    if not f.exists() or not (checkpoints(f.parent/'checkpoints') or (f.parent/'encoder.safetensors').exists()): return
-    there = read_asked(f)[0]
+    there = asked_before(f)
+    if not there: return
     for k,v in json.loads(json.dumps(asked)).items():
         if there.get(k) != v:
             raise ValueError(f"out: {f.parent} holds a training with {k} {there.get(k)}, and now it is {v}: give the same command to go on "
@@ -415,14 +453,15 @@ def _those(f) -> str:
     *most,last = [k for k,o in methods.items() if f(o)]
     return f"{', '.join(most)} and {last}" if most else last
 
-def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None) -> nn.Module|None:
+def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None, pretrained:bool=True) -> nn.Module|None:
     "The encoder that `distill` learns from: a file, or a name of timm with its weights, for images of `size` if it is a transformer"
     if methods[method].takes('teacher') != bool(teacher):
         who = _those(lambda o: o.takes('teacher'))
         raise ValueError(f"teacher: {who} learns from one, and no other method does; got {teacher!r} for {method}: "
                          "--teacher FILE of an encoder, or a name of timm")
     if teacher is None: return
-    return open_encoder(teacher, 'teacher', n_in, size)
+    if pretrained or Path(teacher).is_file(): return open_encoder(teacher, 'teacher', n_in, size)
+    return new_encoder(teacher, False, n_in, size)
 
 def _check_together(a):
     "Raise for arguments of a pretraining that do not go together"
@@ -450,7 +489,8 @@ def _pretraining_settings(a, dls, enc, teacher) -> Suggestion:
     elif s.encoder and stem == 'usual': s.add('encoder', f"{a.arch} has no other", 'judgement', stem=stem)
     if 'splitter' in s.learner and not hasattr(enc, 'group_matcher'):
         s.add('learner', "the encoder, whose layers have no names, and the heads, which are new", 'judgement', splitter=model_splitter)
-    s.add('views', f"for {a.path}", 'images', **_views(a.path, a.n_in, getattr(enc, 'info', {}).get('stats')))
+    stats = source_of(enc).stats(enc) if a.pretrained else getattr(enc, 'info', {}).get('stats')
+    s.add('views', f"for {a.path}", 'images', **_views(a.path, a.n_in, stats))
     if teacher: s.add('model', "the width of the teacher's features", 'counted', projection_size=encoder_nf(teacher, a.n_in))
     change_settings(s, a.method, {**(dict(lr_max=a.lr) if a.lr else {}), **parse_settings(a.set or [])})
     check_numbers(lr_max=s.fit.get('lr_max'))
@@ -475,6 +515,10 @@ def pretraining_learner(dls:DataLoaders, method:str, enc:nn.Module, s:Suggestion
     return learn
 
 # %% ../nbs/89_cli.ipynb #75bb6d8e
+def verdict_lines(o:Evaluation) -> str:
+    "The verdict on each of the encoders"
+    return '\n'.join(map(str, verdicts(o).values()))
+
 def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
     "The encoder, and the report with an evaluation where there are labels"
     if rank_distrib(): return
@@ -486,7 +530,7 @@ def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
         except Exception as e: warn(f"there is no evaluation in the report: {e}")
         try: learn.report(out/'report.html', evaluation=evaluation)
         except Exception as e: warn(f"there is no report: {e}")
-        if evaluation: print(evaluation.table().to_string())
+        if evaluation: print(f"{evaluation.table().to_string()}\n\n{verdict_lines(evaluation)}")
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
     if hasattr(get_model(learn.model), 'embed_texts'):
         print(f"How well the {len(learn.dls.valid_ds)} held-out images and their texts find each other:\n{retrieval(*embeddings(learn))}")
@@ -522,37 +566,45 @@ def _finished(a) -> bool:
 
 def _pretraining_data(a) -> DataLoaders:
     "The images, with labels or texts; a training that goes on has as many as before"
-    cache = None if a.no_cache else a.cache or a.out.parent/'decoded'
+    cache = None if a.no_cache or a.dry_run else a.cache or a.out.parent/'decoded'
     dls = read_images(a.path, a.size, a.bs, a.labels, a.cols, a.n_labels, a.valid, a.n_in, cache, a.workers, a.seed, white=a.white,
-                      texts=a.texts, text_cols=a.text_cols)
+                      whole=not a.dry_run, texts=a.texts, text_cols=a.text_cols)
     a.asked['images'] = len(dls.train_ds)+len(dls.valid_ds)
     if not rank_distrib() and not a.dry_run: check_asked(a.out/'training.json', a.asked)
     mixed = methods[a.method].learns_from_labels() and 'unsup' in dls.vocab
     return mixed_batches(dls, ifnone(a.share, .5)) if mixed or a.share is not None else dls
 
-# %% ../nbs/89_cli.ipynb #577e1563
-def _new_encoder(a) -> nn.Module:
-    "An encoder of the architecture, with the stem that is asked for, or else the one for its images if it has that"
-    make = partial(new_encoder, a.arch, a.pretrained, a.n_in, a.size, **parse_settings(a.arch_set or []))
-    if a.stem or a.pretrained: return make(stem=a.stem or 'usual')
+# %% ../nbs/89_cli.ipynb #87536138
+def _encoder_of(a, pretrained=False) -> nn.Module:
+    "The encoder for views of `a.size`, with the stem that is asked for or for them; of a size of its own if that is not known yet"
+    if a.encoder: return load_encoder(a.encoder)
+    make = partial(new_encoder, a.arch, pretrained, a.n_in, a.size, **parse_settings(a.arch_set or []))
+    if a.stem or a.pretrained or not a.size: return make(stem=a.stem or 'usual')
     try: return make(stem=stem_for(a.size))
     except ValueError: return make()                                     # without a small stem, as transformers
 
+def _chosen_size(a) -> int:
+    if a.size or a.path in built_in: return _size(a.path, a.size)
+    shape = encoder_shape(_encoder_of(a))
+    return _size(a.path, None, shape['stride'] if shape['arch'] == 'vit' else 1)
+
+# %% ../nbs/89_cli.ipynb #577e1563
 def _pretrain(a:AttrDict) -> Learner|None:
     a.asked = _asked(a)
     check_numbers(lr=a.lr)
-    check_numbers(1, epochs=a.epochs, bs=a.bs, every=a.every, n_in=a.n_in)
+    check_numbers(1, size=a.size, epochs=a.epochs, bs=a.bs, every=a.every, n_in=a.n_in)
     check_numbers(0, workers=a.workers)
     a.out = Path(a.out or f'runs/{Path(a.path).resolve().name}-{a.method}')
-    a.size,a.n_in = _size(a.path, a.size),_channels(a.path, a.n_in)
+    a.n_in = _channels(a.path, a.n_in)
+    a.size = a.asked['size'] = ifnone(a.size, asked_before(a.out/'training.json').get('size'))
     if _finished(a): return
     _check_together(a)
+    a.size = a.asked['size'] = _chosen_size(a)
     if not a.dry_run: check_writable(a.out)
     set_seed(a.seed)
     dls = _pretraining_data(a)
-    if a.encoder: enc = load_encoder(a.encoder)
-    else: enc = _new_encoder(a)
-    teacher = check_teacher(a.method, a.teacher, a.n_in, parse_settings(a.set or []).get('teacher_size'))
+    enc = _encoder_of(a, a.pretrained and not a.dry_run)
+    teacher = check_teacher(a.method, a.teacher, a.n_in, parse_settings(a.set or []).get('teacher_size'), not a.dry_run)
     s = _pretraining_settings(a, dls, enc, teacher)
     if not rank_distrib():
         print(f"{a.method} on {len(dls.train_ds):,} images of {a.path}, {len(dls.valid_ds):,} held out; {a.encoder or a.arch}, {a.size} "
@@ -586,7 +638,7 @@ def ssl_pretrain(
     every:int=500, # Steps between two checkpoints, besides one for each epoch
     seed:_seed=0,
     no_report:bool=False, # Without report.html
-    dry_run:bool=False # Print the settings and end
+    dry_run:bool=False # Print the settings and end; nothing is written
 ) -> Learner|None:
     """Pretrain an encoder on images, without labels or with some.
 
@@ -688,8 +740,8 @@ def ssl_evaluate(
         res.to_csv(out/'evaluation.csv')
         (out/'evaluation.html').write_text(f"<meta charset='utf-8'>{res._repr_html_()}", encoding='utf-8')
     print(f"{res.table().to_string()}\n\n{res.how}")
-    if out:
-        print(f"{out/'evaluation.csv'}, {out/'evaluation.html'}")
+    if out: print(f"{out/'evaluation.csv'}, {out/'evaluation.html'}")
+    print(f"\n{verdict_lines(res)}")
 
 # %% ../nbs/89_cli.ipynb #0cb16828
 @command
@@ -706,11 +758,24 @@ def ssl_embed(
     print(f"{out}: {len(df):,} images, {df.shape[1]-1} features each")
 
 # %% ../nbs/89_cli.ipynb #7296cf42
+def _classifier_folder(path, out) -> Path:
+    "Where the results go, and no pretraining is"
+    out = Path(out or f'runs/{Path(path).resolve().name}-classifier')
+    if not (out/'training.json').exists(): return out
+    raise ValueError(f"out: {out} holds a pretraining, whose files would be replaced: give another --out")
+
 def _augmented(dls, path, info, repeat):
     "The labelled images of `dls`, weakly augmented in training"
     weak = dict(resize_scale=(.2,1.), rotate=False, jitter_s=.5)
     aug = get_batch_augs(tuple(info['size']), **{**weak, **_views(path, info['n_in'], info.get('stats'))})
     return labelled_dls(dls, aug=aug, bs=dls.train.bs, repeat=repeat)
+
+def _verdict(accs, few, repeat) -> Verdict:
+    "What the accuracies `accs` on the held-out images of `few` say, the first of them beside the others"
+    (_,own),*others = accs.items()
+    y,t = (tensor(labels_of(o)) for o in (few.train_ds, few.valid_ds))
+    how = f"get their class from a classifier that has learned from {len(y)//repeat:,} labelled ones of {few.c} classes"
+    return Verdict(own, len(t), how, {f'the same {k}':v for k,v in others}, guessed(y, t))
 
 def train_classifier(enc:nn.Module, dls:DataLoaders, epochs:int, lr:float, frozen:bool=False, scratch:bool=False,
                      path:Path|None=None) -> Learner:
@@ -743,9 +808,7 @@ def ssl_finetune(
     Writes classifier.pkl for load_learner, metrics.csv and results.csv. Images without a label are left out.
 
     ssl_finetune photos --encoder runs/photos-simclr/encoder.safetensors --labels labels.csv --out runs/classifier"""
-    out = Path(out or f'runs/{Path(path).resolve().name}-classifier')
-    if (out/'training.json').exists():
-        raise ValueError(f"out: {out} holds a pretraining, whose files would be replaced: give another --out")
+    out = _classifier_folder(path, out)
     check_numbers(lr=lr); check_numbers(1, epochs=epochs, bs=bs, repeat=repeat)
     enc,info = load_encoder(encoder),encoder_info(encoder)
     check_writable(out)
@@ -764,3 +827,4 @@ def ssl_finetune(
     df = pd.Series(res, name='accuracy').to_frame()
     df.to_csv(out/'results.csv')
     print(f"\n{df.round(3).to_string()}\n{out/'classifier.pkl'}: for load_learner, which unpickles: load only what you made")
+    print(f"\n{_verdict(res, few, repeat)}")

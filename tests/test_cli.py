@@ -9,7 +9,8 @@ from pretended_gpus import on_gpus
 from shelf import TIMM, no_network, shelf
 from self_supervised.callback import methods
 from self_supervised.cli import change_settings, parse_settings, ssl_pretrain
-from self_supervised.training.settings import Suggestion
+from self_supervised.layers import new_encoder
+from self_supervised.training.settings import Suggestion, few_images_why
 from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
 
 bin_ = Path(sys.executable).parent
@@ -96,6 +97,47 @@ def test_stopped_and_continued(trained, photos, tmp_path):
     a,b = (load_file(o/'encoder.safetensors') for o in (out, trained[0]))
     assert all(torch.equal(a[k], b[k]) for k in b)
 
+def tree(d): return {o.relative_to(d): (o.stat().st_mtime_ns, o.is_file() and o.read_bytes()) for o in d.rglob('*')}
+
+@pytest.fixture
+def tiny(tmp_path):
+    "Images of 20 × 24 pixels"
+    (tmp_path/'tiny').mkdir()
+    for i in range(20): PIL.Image.new('RGB', (24,20), (i*9,0,99)).save(tmp_path/'tiny'/f'{i:02}.png')
+    return tmp_path/'tiny'
+
+def test_dry_run_writes_nothing(tiny, tmp_path, typed, monkeypatch):
+    "Neither decoded images nor folders, and asks no network for weights; it says all the same, what the files hold and that they are few"
+    asked = []
+    monkeypatch.setattr(cli, 'new_encoder', lambda arch, pretrained, *a, **kw: asked.append(pretrained) or new_encoder(arch, False, *a, **kw))
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    said = typed('ssl_pretrain', tiny, '--arch', 'resnet10t', '--dry-run')
+    assert 'size 20: the files have 20 pixels' in said and '16 images' in said and '20 pixels. Settings' in said and few_images_why in said
+    said = typed('ssl_pretrain', tiny, '--arch', 'resnet10t', '--dry-run', '--pretrained', '--cache', tmp_path/'c')
+    assert '16 images' in said and few_images_why not in said and 'stats' in said
+    assert tree(tmp_path) == before and not any(asked)
+
+def test_views_as_large_as_the_files(tiny, tmp_path, typed):
+    "Multiples of a transformer's patch; what is asked for stays, and is said once; images are read no larger than they are"
+    assert 'size 16: the files have 20 pixels on their shorter side (the median), and the encoder patches of 16' in typed(
+        'ssl_pretrain', tiny, '--arch', 'vit_tiny_patch16_224', '--arch-set', 'depth=1', '--dry-run')
+    with pytest.warns(UserWarning, match='images of 48 × 48 pixels.*shorter side has 20') as told: said = ssl_pretrain(tiny, size=48, arch='resnet10t', dry_run=True)
+    assert len(told) == 1
+    assert [cli.read_images(tiny, o, 4).one_batch()[0].shape[-1] for o in (16,18)] == [20,20]
+    assert 'size 20' in typed('ssl_views', tiny, '--out', tmp_path/'v.png', '--n', 2)
+
+def test_a_training_stays_with_its_size(tiny, tmp_path, typed):
+    "Also when its files have become larger, or the size is given now"
+    args = ['ssl_pretrain', tiny, '--out', tmp_path/'o', '--arch', 'resnet10t', '--epochs', 1, '--precision', 'fp32', '--no-report', '--no-cache']
+    typed(*args)
+    (tmp_path/'o'/'encoder.safetensors').unlink()                                 # as if it had been stopped
+    for f in tiny.iterdir(): PIL.Image.open(f).resize((300,300)).save(f)
+    said = typed(*args)
+    assert 'Going on' in said and '20 pixels. Settings' in said
+    assert 'is finished' in typed(*args) and 'is finished' in typed(*args, '--size', 20)
+    with pytest.raises(ValueError, match='with size 20, and now it is 32'): ssl_pretrain(tiny, out=tmp_path/'o', size=32, arch='resnet10t', epochs=1, precision='fp32', no_report=True)
+
 def test_another_training_is_not_overwritten(trained, photos):
     out,_ = trained
     before = (out/'encoder.safetensors').read_bytes()
@@ -137,6 +179,8 @@ def test_evaluate_embed_finetune_views(trained, photos, tmp_path, typed, no_netw
     assert f'{TIMM}, as it is 160 × 160, enlarged from 48 × 48' in said and (tmp_path/'e'/'evaluation.html').exists()
     df = pd.read_csv(tmp_path/'e'/'evaluation.csv')
     assert df['mean'].between(0, 1).all() and df.features.unique().tolist() == ['raw pixels','untrained encoder',f'{TIMM}, as it is','simclr']
+    assert df['mean'].between(0, 1).all() and len(df) > 5
+    assert re.search(r'%.* of \d+ held-out images .* by the features of simclr \(95 %.*guessing the commonest class 6.2 %.', said.splitlines()[-1])
     said = typed('ssl_embed', photos, '--encoder', enc, '--out', tmp_path/'f.parquet')
     df = pd.read_parquet(tmp_path/'f.parquet')
     assert len(df) == 16*7 and df.shape[1] == 97 and f'{len(df)} images' in said
@@ -144,6 +188,10 @@ def test_evaluate_embed_finetune_views(trained, photos, tmp_path, typed, no_netw
     assert 'from scratch' in said and (tmp_path/'clf'/'classifier.pkl').exists()
     df = pd.read_csv(tmp_path/'clf'/'results.csv', index_col=0).accuracy
     assert list(df.index) == ['this encoder','from scratch'] and df.between(0, 1).all()
+    last = said.splitlines()[-1]
+    assert last.startswith(f"{100*df['this encoder']:.1f} % of 16 held-out images") and 'learned from 96 labelled ones of 16 classes' in last
+    assert f"the same from scratch {100*df['from scratch']:.1f} %, guessing the commonest class 6.2 %." in last
+    assert ('no better than' if df['this encoder'] <= max(df['from scratch'], 1/16) else 'cannot tell it from' if df['this encoder'] < .5 else '') in last
     typed('ssl_views', photos, '--method', 'swav', '--size', 48, '--set', 'n_small=2', '--out', tmp_path/'v.png', '--n', 2)
     assert (tmp_path/'v.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -229,6 +277,7 @@ def test_held_out_as_in_training(trained, photos, tmp_path, typed):
     for o in 'ab': shutil.copy(f, tmp_path/f'{o}.safetensors')
     said = typed('ssl_evaluate', photos, '--encoder', tmp_path/'a.safetensors', tmp_path/'b.safetensors', '--valid', 'valid', '--cache', tmp_path/'c')
     assert 'a.safetensors' in said and 'b.safetensors' in said and 'raw pixels' in said
+    assert all(f'by the features of {tmp_path/o}.safetensors' in line for o,line in zip('ab', said.splitlines()[-2:]))
 
 def test_folders_named_by_numbers(photos, tmp_path):
     shutil.copytree(photos/'train', tmp_path/'p'/'2018'); shutil.copytree(photos/'valid', tmp_path/'p'/'2019')

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, PIL.Image, pretended_gpu, pytest, torch, warm
 from collections import Counter
+from functools import partial
 from fastai.vision.all import (Callback, CategoryBlock, DataBlock, Datasets, ImageBlock, ImageDataLoaders, IntToFloatTensor, Learner,
                                PILImage, RandomSplitter, Resize, ToTensor, first, get_image_files, imagenet_stats, parent_label, random, set_seed, to_device)
 from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, SupCon, classifier_learner, create_encoder, create_simclr_model,
@@ -17,6 +18,7 @@ from self_supervised.vision.all import (KNN, Checkpoint, ImageCache, SimCLR, Sup
 from kit import fit, make, same, state
 from pretended_gpu import Pretended, counting, pretending
 from self_supervised.data import cache as cache_module, image_dls
+from self_supervised.data.images import usual_side
 from self_supervised.augmentations import get_norm
 from self_supervised.evaluation.features import whole_loader
 
@@ -224,6 +226,32 @@ def test_no_folder(tmp_path):
     with pytest.raises(ValueError, match='no folder'): folder_dls(tmp_path/'nowhere')
     (tmp_path/'a.heic').touch()
     with pytest.raises(ValueError, match=r"only files with \{'.heic': 1\}"): folder_dls(tmp_path)
+
+@pytest.mark.parametrize('cached', [False,True])
+def test_enlarged_images_are_said(tmp_path, monkeypatch, cached):
+    "Once, with both sizes, before a file is decoded; a large one among small ones does not hide it, and a pipe does not stop it"
+    (tmp_path/'p').mkdir()
+    for i in range(12): PIL.Image.new('RGB', (40,24) if i else (200,200), (9*i,0,0)).save(tmp_path/'p'/f'{i:02}.png')
+    os.mkfifo(tmp_path/'p'/'aa.jpg')
+    decoded = []
+    monkeypatch.setattr(PIL.Image.Image, 'load', lambda *a: decoded.append(1) or 1/0)
+    files = find_images(tmp_path/'p')
+    assert usual_side(files) == 24 and usual_side(files, 'pad') == 40 and usual_side([]) is None and not decoded
+    monkeypatch.undo()
+    make = partial(folder_dls, tmp_path/'p', bs=2, num_workers=0, cache=tmp_path/'c' if cached else None, exts=('.png',))
+    for kw in (dict(size=24), dict(size=40, method='pad')):
+        with warnings.catch_warnings(): warnings.simplefilter('error'); make(**kw)
+    with pytest.warns(UserWarning, match='images of 32 × 48 pixels are enlarged from files whose shorter side has 24') as told: make(size=(32,48)).one_batch()
+    assert len(told) == 1
+    monkeypatch.setattr(cache_module, 'read_image', lambda *a: 1/0)
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match='enlarged'): warnings.simplefilter('error'); make(size=48)
+
+def test_what_is_held_out_need_not_be_decoded(tmp_path):
+    "A file that is broken in the middle is left out, or counted by its header"
+    for i in range(20): picture('disc', i).save(tmp_path/f'{i:02}.png')
+    b = bytearray((tmp_path/'07.png').read_bytes()); b[len(b)//2:len(b)//2+200] = bytes(200); (tmp_path/'07.png').write_bytes(b)
+    n = lambda **kw: len(quiet(folder_dls, tmp_path, SIZE, bs=4, num_workers=0, valid=lambda f: f.stem < '10', **kw).valid_ds)
+    assert (n(),n(whole=False)) == (9,10)
 
 # the cache
 

@@ -2,13 +2,14 @@
 import inspect
 import math
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest, torch
 from fastai.vision.all import SGD, Adam, Callback, CancelFitException, Learner, noop, set_seed
 from hypothesis import given, settings, strategies as st
 from self_supervised.callback import methods
-from self_supervised.training.settings import AdamW, Suggestion, suggest
+from self_supervised.training.settings import AdamW, Suggestion, few_images_why, suggest
 from self_supervised.vision import all as ssl
 from self_supervised.vision.all import Checkpoint, captioned_digits_dls, checkpoints, create_encoder, digits_dls, digits_stats, digits_views, text_tower
 import kit
@@ -158,6 +159,12 @@ def test_small_batches_are_told():
     for name in ('SupCon','MOCOV3','BarlowTwins','VICReg'):
         assert suggest(name, 2000, 32, 96).about.bs == 32 and 'bs' not in suggest(name, 2000, 256, 96).about
     assert 'few' in repr(suggest('BYOL', 2000, 64, 96, epochs=2)) and 'few, n_epoch' not in repr(suggest('BYOL', 2000, 64, 96))
+
+def test_few_images_are_told():
+    "Unless the encoder has learned before; the FAQ says the same"
+    about = lambda n, **kw: suggest('BYOL', n, 16, 96, **kw).about.get('images')
+    assert (about(999),about(1000),about(999, pretrained=True)) == (999,None,None) and few_images_why in repr(suggest('BYOL', 999, 16, 96))
+    assert few_images_why.split(', by')[0] in (Path(__file__).parent.parent/'docs'/'faq.md').read_text()
 
 def test_looks():
     s = suggest('SimCLR', 2000, 64, 96)

@@ -200,6 +200,37 @@ def read_image(
             im = to_8bit(ImageOps.exif_transpose(im), n_in, white)
     return im if size is None else resized(im, size, method)
 
+# %% ../../nbs/10_data.images.ipynb #6c7189aa
+def _sides(path):
+    "The shorter and the longer side of an image, as its header says; `None` if it says nothing"
+    if not os.path.isfile(path): return
+    try:
+        try:
+            with PIL.Image.open(path) as im: return sorted(im.size)
+        except PIL.UnidentifiedImageError:
+            with tifffile.TiffFile(path) as file: return sorted((file.pages[0].imagelength, file.pages[0].imagewidth))
+    except Exception: return
+
+def usual_side(
+    files:list, # Image files
+    method:str='crop', # As in `read_image`
+    n:int=100 # At most so many headers are read
+) -> int|None: # In pixels; `None` if no header says it
+    "The shorter side of an image, or with 'pad' the longer one, which decides whether it is enlarged: the median of some files"
+    with warnings.catch_warnings():                                  # which come again when a file is read
+        warnings.simplefilter('ignore')
+        sides = [o for o in map(_sides, files[::max(-(-len(files)//n), 1)]) if o]
+    return int(np.median([o[method == 'pad'] for o in sides])) if sides else None
+
+def warn_enlarged(files:list, size:int|tuple, method:str='crop'):
+    "Say if images of `size` are larger than most of their files"
+    h,w = check_size(size)
+    longer = method == 'pad'
+    has = usual_side(files, method)
+    if has is not None and has < (max if longer else min)(h, w):
+        warn(f"size: images of {h} × {w} pixels are enlarged from files whose {'longer' if longer else 'shorter'} side has {has} "
+             "(the median); they hold no more detail")
+
 # %% ../../nbs/10_data.images.ipynb #2c93884f
 def late_bar(
     items:Iterable, # What is worked through

@@ -15,7 +15,7 @@ from fastai.vision.all import *
 from torch.utils.data import get_worker_info
 from ..augmentations import TensorBands, ToImageBatch, WholeViews, get_norm, no_random_change
 from .cache import DeviceImages, ImageCache, ReadImage, decoded_images
-from .images import find_images, image_exts, readable, report_unreadable, resized, to_8bit
+from .images import find_images, image_exts, readable, report_unreadable, resized, to_8bit, warn_enlarged
 from .tables import GivenLabel, image_labels, image_texts, no_label_names
 from ..views import fetched, fetches
 
@@ -278,6 +278,7 @@ def _without(files, bad, left_out):
 def _read_by(path, size, cache, device, method, n_in, white, on_error, exts):
     "Image files of a folder, what reads them, and why some are left out"
     files,left_out = readable(find_images(path, exts), on_error)
+    warn_enlarged(files, size, method)
     if cache is not None: cache = decoded_images(cache, size, n_in, device, method=method, white=white)
     reader = ReadImage(size, method, n_in, white, cache, path, files if on_error == 'skip' else ())
     if cache is not None:
@@ -325,6 +326,7 @@ def folder_dls(
     tokens:Callable|None=None, # Of a list of texts, as `Tokens`; they come after the image, as a second input
     text_cols:tuple=(0,1), # Columns of the table of texts: file name and text, by name or number
     method:str='crop', n_in:int=3, white:float|tuple|None=None, # As in `read_image`
+    whole:bool=True, # Decode all that is held out, unless a cache does, to leave out what is broken in the middle
     on_error:str='skip', # 'raise' stops at files that cannot be read, which 'skip' names in a warning and leaves out
     exts:tuple=image_exts, # Endings of image files
     seed:int=42, # Draws the images that are held out
@@ -342,8 +344,8 @@ def folder_dls(
     lbls = image_labels(files, path, labels, unsup, no_label, cols)
     if lbls: tfms.append(_label_tfms(lbls, unsup, share))
     splits = split_files(files, path, valid, lbls, unsup, seed)
-    if cache is None: splits = _sound_valid(splits, files, on_error, left_out)
-    else: kwargs = {'num_workers':0, **kwargs}
+    if cache is not None: kwargs = {'num_workers':0, **kwargs}
+    elif whole: splits = _sound_valid(splits, files, on_error, left_out)
     dsets = Datasets(files, tfms, splits=splits, dl_type=GatherDL, n_inp=1 if texts is None else 2)
     dls = _folder_loaders(dsets, bs, share, unsup, **kwargs)
     dls.left_out = left_out

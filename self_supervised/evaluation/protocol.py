@@ -8,7 +8,8 @@ __all__ = ['interval', 'choose_C', 'linear_probe', 'Evaluation', 'read_evaluatio
 # %% ../../nbs/74_evaluation.protocol.ipynb #9b09763d
 import json, PIL.Image
 from html import escape
-from scipy.stats import t as student_t
+from operator import itemgetter
+from scipy.stats import binomtest, t as student_t
 from sklearn.model_selection import train_test_split
 from torch.optim.swa_utils import update_bn
 from xxhash import xxh3_64_hexdigest
@@ -29,6 +30,41 @@ def interval(values:list # Accuracies of several draws
     "Half of the 95 % interval of the mean, by Student's t"
     n = len(values)
     return float(student_t.ppf(.975, n-1)*np.std(values, ddof=1)/n**.5) if n > 1 else math.nan
+
+# %% ../../nbs/74_evaluation.protocol.ipynb #745117cd
+def guessed(
+    y:Tensor, # (n,) labels that are known
+    t:Tensor # (m,) labels to guess
+) -> float:
+    "The share that guessing finds"
+    return (t == y.mode().values).float().mean().item()
+
+def percent(p:float) -> str: return f'{100*p:.1f} %'
+
+class Verdict:
+    "Is an accuracy above the best of its rivals by more than chance explains? As text it is a sentence with all figures"
+    def __init__(self,
+        accuracy:float, # Share of the held-out images
+        n:int, # How many these are
+        how:str, # How they got their class, in words
+        rivals:dict, # Other accuracies on them, by name
+        guessed:float # What guessing finds of them
+    ):
+        store_attr()
+        self.rivals = {**rivals, 'guessing the commonest class':guessed}
+        self.low,self.high = binomtest(round(accuracy*n), n).proportion_ci(method='wilson')
+        rival,best = max(self.rivals.items(), key=itemgetter(1))
+        self.kind,self.text = 'unsure',f"So few images cannot tell it from {rival}."
+        if self.low > best: self.kind,self.text = 'good',f"This is above {rival} by more than chance explains."
+        if accuracy <= best: self.kind,self.text = 'bad',f"This is no better than {rival}."
+
+    @property
+    def figures(self) -> str:
+        "All but the accuracy and what to think of it"
+        beside = ', '.join(f'{k} {percent(v)}' for k,v in self.rivals.items())
+        return (f"of {self.n:,} held-out images {self.how} "
+                f"(95 % interval for so many images: {percent(self.low)} to {percent(self.high)}). Beside it: {beside}.")
+    def __str__(self): return f"{percent(self.accuracy)} {self.figures} {self.text}"
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #4c9e36a4
 _baselines = 'raw pixels','untrained encoder'
@@ -178,7 +214,7 @@ class _Data:
         sizes = [o for o in labels if o <= counts.min() and o*len(counts) < len(self.y)]
         self.masks = {o:[torch.from_numpy(few_labels(self.y, o, seed+i)) for i in range(draws)] for o in sizes}
         self.facts = dict(images=self.fingerprint(), training=len(self.y), test=len(self.t), classes=len(counts),
-                          smallest=counts.min().item(), unlabelled=unlabelled, beyond=beyond,
+                          guessed=guessed(self.y, self.t), smallest=counts.min().item(), unlabelled=unlabelled, beyond=beyond,
                           sizes=sizes, not_sizes=[o for o in labels if o not in sizes])
 
     def fingerprint(self):
@@ -300,6 +336,15 @@ class Evaluation:
     def to_csv(self, path:str|Path) -> Path:
         "Write the table for `pd.read_csv` and `read_evaluation`, with columns of how it was made"
         return _write_evaluation(self, Path(path))
+
+# %% ../../nbs/74_evaluation.protocol.ipynb #9f579147
+def verdicts(o:Evaluation) -> dict: # A `Verdict` for each of the features that is no baseline
+    "What the nearest neighbours of an evaluation say, beside its baselines"
+    (data,p),*_ = o.protocol.items()
+    accs = o.df[(o.df.data == data) & (o.df.figure == 'kNN') & (o.df.labels == 'all')].set_index('features')['mean']
+    rivals = {f'the {k}' if k.startswith(_baselines[1]) else k:v for k,v in accs.items() if k not in o.own}
+    how = f"get their class from their nearest among {p['training']:,} labelled ones, by the features of "
+    return {k:Verdict(accs[k], p['test'], how+k, rivals, p['guessed']) for k in o.own}
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #6d422913
 _keys = ['data','features','figure','labels']

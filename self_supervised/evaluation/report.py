@@ -8,12 +8,10 @@ __all__ = []
 # %% ../../nbs/77_evaluation.report.ipynb #073e587c
 import base64, io, platform
 from itertools import cycle
-from operator import itemgetter
 from importlib.metadata import version
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup, escape
 import PIL.Image
-from scipy.stats import binomtest
 from fastai.vision.all import *
 import self_supervised
 from ..callback import *
@@ -27,7 +25,7 @@ from .health import *
 from .health import figures, learner_method
 from .alarms import *
 from .protocol import *
-from .protocol import _baselines
+from .protocol import percent, verdicts
 from .pictures import *
 from .retrieval import embeddings, retrieval
 from .features import classes_only, is_labelled, learner_unsup
@@ -156,8 +154,6 @@ def _again(learn, cb) -> str:
                       f'learn.fit({len(learn.recorder.values)}, ...)   # learning rates up to {lr:.3g}'])
 
 # %% ../../nbs/77_evaluation.report.ipynb #76701643
-def _percent(p): return f'{100*p:.1f} %'
-
 def _verdict(learn) -> Markup:
     "What is wrong, before anything else"
     cb = first(learn._grab_cbs(Alarms))
@@ -170,7 +166,7 @@ def _verdict(learn) -> Markup:
     if s:
         when = 'Before the first step' if s.epoch < 0 else 'After the last epoch'
         seen = f'{when} the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even'
-        if s.auc == s.auc: seen += (f'; an image was more like its own other view than like that of another image in {_percent(s.auc)} of '
+        if s.auc == s.auc: seen += (f'; an image was more like its own other view than like that of another image in {percent(s.auc)} of '
                                     'cases, where 50 % is chance')
         seen += '.'
     if s and s.trivial > 0 and s.loss == s.loss: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
@@ -179,23 +175,9 @@ def _verdict(learn) -> Markup:
 def _result(o:Evaluation|None) -> Markup:
     "The accuracy that counts, in a sentence with its baselines"
     if not o: return Markup('')
-    (data,facts),*_ = o.protocol.items()
-    df = o.df[(o.df.data == data) & (o.df.figure == 'kNN') & (o.df.labels == 'all')]
-    is_own,n = df.features.isin(o.own),facts['test']
-    name,accuracy = df[is_own].iloc[-1][['features','mean']]
-    baselines = dict(zip(df.features[~is_own], df['mean'][~is_own]))
-    lo,hi = binomtest(round(accuracy*n), n).proportion_ci(method='wilson')
-    rival,best = max(baselines.items(), key=itemgetter(1))
-    others = [o for o in baselines if not o.startswith(_baselines)]
-    kind,more = 'unsure',f'So few images cannot tell it from {rival}.'
-    if lo > best: kind,more = 'good',''
-    if accuracy <= best: kind,more = 'bad',f"This is no better than {rival if rival in others else 'without'}."
-    text = Markup('of {} validation images get their class from their nearest among {} labelled training images, by the features of '
-                  '<strong>{}</strong> (95 % interval for so many images: {} to {}). Without {}training: {}. It is one training, after its '
-                  'last epoch. <strong>{}</strong>')
-    without = ', '.join(f'{b} {_percent(v)}' for b,v in baselines.items())
-    said = text.format(n, facts['training'], name, _percent(lo), _percent(hi), 'this '*bool(others), without, more)
-    return _note(said, _percent(accuracy), kind)
+    v = list(verdicts(o).values())[-1]
+    text = Markup('{} It is one training, after its last epoch. <strong>{}</strong>').format(v.figures, v.text)
+    return _note(text, percent(v.accuracy), v.kind)
 
 # %% ../../nbs/77_evaluation.report.ipynb #4e6856bc
 def _curves(rows, evaluation):
