@@ -732,7 +732,7 @@ def ssl_evaluate(
     reading = first(filter(None, (o.get('reading') for o in infos.values())))               # timm does not say how
     info = {**infos[large], 'reading':reading}
     dls = _encoder_data(path, info, bs, labels, cols, None, *_split(path, encoder, valid, seed), cache, large)
-    res = [evaluate(o, dls, name=k, data=Path(path).resolve().name, n=n, seed=seed, beside=others if i == 0 else ())
+    res = [evaluate(o, dls, name=k, data=Path(path).resolve().name, n=n, seed=seed, beside=None if i else others)
            for i,(k,o) in enumerate(encs.items())]
     res = compare(*res) if len(res) > 1 else res[0]
     if out:

@@ -506,7 +506,7 @@ def evaluate(
     k:int=20, temp:float=.07, # As in `knn_predict`
     size:int|tuple|None=None, stats:tuple|None=None, # As in `get_features`; `size` also of those `beside`
     untrained:nn.Module|None=None, # A freshly initialised encoder; None makes one
-    beside:dict|list|str|Path|Learner|nn.Module=(), # Others, as they are: in any form of `encoder`, one, a list or by name
+    beside:dict|list|str|Path|Learner|nn.Module|None=None, # Others, as they are: in any form of `encoder`, one, a list or by name
     seed:int=0 # Draws samples, splits, labels and the weights of the untrained encoder
 ) -> Evaluation:
     "kNN, linear probe and nearest class mean, with all labels and with few, beside raw pixels and the untrained encoder"
@@ -514,7 +514,7 @@ def evaluate(
     if isinstance(encoder, (str,Path)):
         (of,encoder), = named_encoders(encoder, 'encoder', size=size).items()
         name = ifnone(name, of)
-    others,own = named_encoders(beside, 'beside', size=size),isinstance(encoder, Learner)
+    others,own = named_encoders(ifnone(beside, []), 'beside', size=size),isinstance(encoder, Learner)
     if dls is None and not own:
         raise ValueError("dls: an encoder has no images of its own, give labelled ones for training and validation")
     if dls is None: dls = encoder.dls
