@@ -225,7 +225,7 @@ def test_a_table_of_few_labels(trained, photos, tmp_path, typed):
             '--encoder', trained[0]/'encoder.safetensors', '--size', 32, '--bs', 16, '--out', tmp_path/'o', '--set', 'temp=.3', 'reg_lambda=2')
     assert re.search(r'temp +0.3 +as asked', said) and 'raw pixels' in said
     page = (tmp_path/'o'/'report.html').read_text()
-    assert 'SupCon' in page and 'Without this training: raw pixels' in page and 'simclr, as it is' in page and 'knn' in table(tmp_path/'o')
+    assert 'SupCon' in page and 'Beside it: raw pixels' in page and 'simclr, as it is' in page and 'knn' in table(tmp_path/'o')
 
 def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
