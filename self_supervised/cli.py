@@ -654,8 +654,8 @@ def ssl_pretrain(
     return _pretrain(AttrDict(
         path=path, out=out, method=method, arch=arch, arch_set=arch_set, stem=stem, size=size, epochs=epochs, bs=bs, lr=lr, set=set,
         labels=labels, cols=cols, n_labels=n_labels, share=share, valid=valid, pretrained=pretrained, encoder=encoder,
-        teacher=teacher, texts=texts, text_cols=text_cols, n_in=n_in, white=white, cache=cache, no_cache=no_cache, workers=workers, precision=precision, every=every,
-        seed=seed, no_report=no_report, dry_run=dry_run))
+        teacher=teacher, texts=texts, text_cols=text_cols, n_in=n_in, white=white, cache=cache, no_cache=no_cache, workers=workers,
+        precision=precision, every=every, seed=seed, no_report=no_report, dry_run=dry_run))
 
 # %% ../nbs/89_cli.ipynb #d1571202
 @command
