@@ -34,7 +34,8 @@ def test_trains(name):
 @two
 @pytest.mark.parametrize('precision', ['to_fp16','to_bf16'])
 def test_half_precision(name, precision):
-    with pretending(0): learn = trained(name, precision)
+    "Of views that no strided convolution sees as one pixel, whose bfloat16 gradient is wrong on processors, the pretended one's among them"
+    with pretending(0): learn = trained(name, precision, views=METHODS[name].cb.create_views(64))
     assert all(math.isfinite(o) for o in learn.recorder.values[0]), learn.recorder.values
 
 @two
