@@ -135,11 +135,12 @@ def steps():
     def cell(m, who):
         r = df[(df.method == m) & (df.who == who)].iloc[0]
         base = df[(df.method == m) & (df.who == kinds[0])].least.item()
-        times = f'{r.least:.2f} s (to {r.most:.2f}), {r.mb:,.0f} MB'
-        mode = f"; {r['mode']}" if 'mode' in who else ''
-        return times if who in kinds[:2] else f'{times}; **{r.share:.2f}**; {r.least/base:.2f} encoders{mode}'
+        times = f'{r.least:.2f} s (to {r.most:.2f})' + (f', {r.mb:,.0f} MB' if r.mb == r.mb else '')     # not measured in a short run
+        if who in kinds[:2]: return times
+        encoders = f'{r.least/base:.2f} encoders'
+        return f"{times}; {encoders}; {r['mode']}" if 'mode' in who else f'{times}; **{r.share:.2f}**; {encoders}'
     assert len(df[['n','size','bs','arch']].drop_duplicates()) == 1, "steps.csv: rows of different settings"
-    return f"{machines('steps')}; seconds per step, the least and the most of {df.rounds.min()} to {df.rounds.max()} epochs of each, in turn\n\n"+markdown(['method',*kinds], [(m, *[cell(m, k) for k in kinds]) for m in df.method.unique()])
+    return f"{machines('steps')}; seconds per step, the least and the most of {' to '.join(map(str, sorted({*df.rounds})))} epochs of each, in turn\n\n"+markdown(['method',*kinds], [(m, *[cell(m, k) for k in kinds]) for m in df.method.unique()])
 
 def data():
     df = read('data')
