@@ -169,6 +169,12 @@ def load_encoder(
     return encoder
 
 # %% ../nbs/03_encoder_files.ipynb #4d220102
+def _outline(spec):
+    "The encoder that `spec` describes, without memory for its weights; some compute with tensors while they are built"
+    try:
+        with torch.device('meta'): return from_spec(spec)
+    except (NotImplementedError,RuntimeError): return from_spec(spec)
+
 def _spec_fault(encoder, spec):
     "Why no file could say how `encoder` is built, if so"
     if from_hub(str(spec['arch'])): return                                    # what stands there may have to be fetched
@@ -176,10 +182,7 @@ def _spec_fault(encoder, spec):
     if fault: return f"its spec {fault}"
     with no_random_change(), warnings.catch_warnings():
         warnings.simplefilter('ignore')                                       # which were given when it was made
-        try:
-            try:
-                with torch.device('meta'): made = from_spec(spec)
-            except (NotImplementedError,RuntimeError): made = from_spec(spec)
+        try: made = _outline(spec)
         except Exception as e: return f"its spec cannot be built: {e}"
     return unlike(encoder, made)
 

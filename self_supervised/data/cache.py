@@ -96,12 +96,6 @@ class _MappedImages:
         if self._images is None: self.open()
         return self._images
 
-    def batch(self, rows:np.ndarray, pin:bool=False) -> Tensor: # (B, C, H, W) uint8
-        "The images of `rows`, in pinned memory if a device will fetch them"
-        res = torch.empty((len(rows),*self.shape), dtype=torch.uint8, pin_memory=pin)
-        np.take(self.images, rows, 0, res.numpy(), 'clip')               # 'raise' would copy them once more
-        return res
-
     def open(self):
         "Read the journal and map the images"
         self._images = _mapped(self.folder/'images.bin', self.shape)
@@ -151,6 +145,11 @@ class ImageCache(_MappedImages):
             _check_room(len(todo), self.n_bytes, f"the disk of {str(self.folder)!r}", free)
             return self._write(keys, todo, read, workers, chunk)
 
+    def batch(self, rows:np.ndarray, pin:bool=False) -> Tensor: # (B, C, H, W) uint8
+        "The images of `rows`, in pinned memory if a device will fetch them"
+        res = torch.empty((len(rows),*self.shape), dtype=torch.uint8, pin_memory=pin)
+        np.take(self.images, rows, 0, res.numpy(), 'clip')               # 'raise' would copy them once more
+        return res
     def image(self, row:int) -> PIL.Image.Image:
         "The image in a row"
         return _pil(self.images[row])

@@ -134,7 +134,8 @@ def _adam_vit(s, a):
     "The same for transformers"
     own = a.p.opt == 'AdamW'
     source,b2,eps = a.paper if own else 'paper 2104.14294',ifnone(a.p.sqr_mom, .999),ifnone(a.p.eps, 1e-8)
-    s.add('learner', f"torch's AdamW, fused, with β₂ {_text(b2)[1:]} and ε {eps:g}", source, opt_func=partial(AdamW, sqr_mom=b2, eps=eps))
+    s.add('learner', f"torch's AdamW, fused, with β₂ {_text(b2)[1:]} and ε {eps:g}", source,
+          opt_func=partial(AdamW, sqr_mom=b2, eps=eps))
     s.add('learner', "β₁, which stays as it is during training", source, moms=(.9,.9,.9))
     s.add('fit', "5e-4 per 256 images, by the square root; not measured", 'paper 2104.14294, rule 2205.10287',
           lr_max=5e-4*(a.bs/256)**.5)

@@ -197,7 +197,7 @@ class CLIP(ImageTextMixin, SSLCallback):
     "CLIP (2103.00020): an image finds its text among those of the batch, and a text its image"
     create_model,create_views = create_clip_model,get_clip_aug_pipelines
     paper = Paper('2103.00020', opt='AdamW', lr=5e-4, wd=.2, wd_bn_bias=False, sqr_mom=.98, eps=1e-6, bs=32768,
-                  epochs=32)                                                                                 # β₂ and ε of its transformers
+                  epochs=32)  # β₂ and ε of its transformers
     heads = dict(projection_size=(512,128))
     small_batch = 128,"few negatives; CLIPMOCO has a queue of them, SigLIP needs fewer"
     when = "Each image comes with a text: to search by words, and to name classes instead of labelling them"

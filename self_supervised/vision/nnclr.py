@@ -67,8 +67,9 @@ class NNCLR(QueueMixin, SSLCallback):
     def nn_share(self) -> float|None:
         "Share of the last batch's neighbours that have the query's class; use it as `ValueMetric(learn.nnclr.nn_share)`"
         if self._found is None: return None
-        same,known = self._found
-        return same[known].float().mean().item() if known.any() else None
+        found,own = self._found
+        known = (found >= 0) & (own >= 0)
+        return (found == own)[known].float().mean().item() if known.any() else None
 
     def trivial_loss(self, y, *yb): return math.log(2*len(y)-1 if self.within else len(y))
     @parted
@@ -76,8 +77,7 @@ class NNCLR(QueueMixin, SSLCallback):
         p,z = pred
         nn,labels = self.nearest(z)
         if y.ndim == 1 and not y.is_floating_point():
-            own = y.repeat(2)
-            self._found = labels == own,(labels >= 0) & (own >= 0)           # to be counted when somebody asks, who then waits
+            self._found = labels,y.repeat(2)                                 # to be counted when somebody asks, who then waits
         self.stage(F.normalize(z.float(), dim=1)[:len(y)], y)
         return nnclr(nn, p, self.temp, self.own_rows(), self.within)
     def nearest(self, z):

@@ -69,6 +69,11 @@ def check_unsup(unsup_class_id:int|None, vocab:object):
         raise ValueError(f"unsup_class_id={unsup_class_id} is not in the vocabulary of {len(vocab)} classes: "
                          "use dls.vocab.o2i['unsup'], or None if all images are labelled")
 
+# %% ../../nbs/21_vision.supcon.ipynb #88f06260
+def places(mask:Tensor) -> Tensor:
+    "Numbers of the images in a mask"
+    return mask.nonzero()[:,0]
+
 # %% ../../nbs/21_vision.supcon.ipynb #42683730
 class PartlyLabelled:
     "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
@@ -103,10 +108,6 @@ class PartlyLabelled:
     def unsup_mask(self, yb):
         "Which images have no label"
         return torch.zeros_like(yb, dtype=torch.bool) if self.unsup_class_id is None else yb == self.unsup_class_id
-    @staticmethod
-    def places(mask):
-        "Numbers of the images in a mask: a GPU is waited for once, and not at each use of the mask, and on the way back again"
-        return mask.nonzero()[:,0]
 
     @parted
     def lf(self, pred, *yb):
@@ -145,7 +146,7 @@ class SupCon(PartlyLabelled, SSLCallback):
         n,keep = len(pred)//len(yb),None
         if self.unsup_method == UnsupMethod.Only:
             keep = self.unsup_mask(yb).repeat(n)
-            pred = pred[self.places(keep)]
+            pred = pred[places(keep)]
         rows = self.own_rows(n, keep)
         return nt_xent(pred, self.temp, n, rows) if len(pred) else pred.float().sum()*0
 
@@ -153,7 +154,7 @@ class SupCon(PartlyLabelled, SSLCallback):
         "Supervised contrastive loss of the labelled images"
         y = yb.repeat(len(pred)//len(yb))
         keep = ~self.unsup_mask(y)
-        i = self.places(keep)
+        i = places(keep)
         return supcon(pred[i], y[i], self.temp, self.own_rows(len(pred)//len(yb), keep))
 
 # %% ../../nbs/21_vision.supcon.ipynb #b9b0c200
@@ -188,7 +189,7 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
         queue,keep = self.emb_queue,None
         if self.unsup_method == UnsupMethod.Only:
             keep = self.unsup_mask(labels)
-            i,j = self.places(keep),self.places(self.unsup_mask(self.label_queue))
+            i,j = places(keep),places(self.unsup_mask(self.label_queue))
             pred,key_embs,queue = pred[i],key_embs[i],queue[j]
         rows = self.own_rows(keep=keep)
         return info_nce(pred, key_embs, queue, self.temp, rows=rows) if len(pred) else pred.float().sum()*0
@@ -197,6 +198,6 @@ class SupConMOCO(PartlyLabelled, KeyQueueCallback):
         "Supervised contrastive loss of the labelled queries among the labelled keys, then the queue's"
         queue,qlabels = self.queue.real
         keep = ~self.unsup_mask(labels)
-        i,j = self.places(keep),self.places(~self.unsup_mask(qlabels))
+        i,j = places(keep),places(~self.unsup_mask(qlabels))
         cands,known = torch.cat([key_embs[i],queue[j]]),torch.cat([labels[i],qlabels[j]])
         return supcon_keys(pred[i], labels[i], cands, known, self.temp, self.own_rows(keep=keep))
