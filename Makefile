@@ -59,7 +59,7 @@ docs: .venv/.ready
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python docs/tables.py
-	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > README.md
+	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
 
 # The site, from notebooks, README, docs and docstrings: build/site/index.html
 site: .venv/.ready

@@ -13,7 +13,9 @@ sys.path[:0] = [str(here), str(here.parent/'tests')]
 import self_supervised
 from common import NoValidation, machine
 from fastcore.script import call_parse, store_true
+
 from kit import METHODS, dls_of, fit, loaders, make, state
+from self_supervised.callback import methods as registry
 from self_supervised.training.precision import measured_mode
 from self_supervised.vision.all import *
 
@@ -35,8 +37,9 @@ def check(
 
 class Machine:
     "The device, what not all devices have, and how much time is left"
-    def __init__(self, device, tiny=False, minutes=8., cifar=None, folder=None):
+    def __init__(self, device, tiny=False, minutes=8., cifar=None, folder=None, methods='simclr', epochs=None):
         self.device,self.tiny,self.cifar,self.folder = torch.device(device),tiny,cifar,folder and Path(folder)
+        self.methods,self.epochs = [(o,) for o in methods.split(',')],epochs
         self.module,self.end = torch.get_device_module(self.device),time.perf_counter()+60*minutes
     @property
     def left(self): return self.end-time.perf_counter()
@@ -339,14 +342,9 @@ def compiled(m):
 
 # what is learnt
 
-def for_small_images(enc):
-    "A ResNet that begins without making images smaller, as is usual for 32 pixels"
-    enc.conv1,enc.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False),nn.Identity()
-    return enc
-
-@check(math.inf)
-def cifar10(m):
-    "SimCLR on CIFAR-10 for as many epochs as there is time, beside raw pixels and the untrained encoder"
+@check(math.inf, lambda m: m.methods)
+def cifar10(m, name):
+    "A method on CIFAR-10, for so many epochs or as many as there is time for, beside raw pixels and the untrained encoder"
     if not (m.cifar or m.tiny): raise Skip('no folder is given: --cifar')
     reserve,least = m.pick((60,30), (0,0))                            # for the evaluation, and for training
     if m.left < reserve+least: raise Skip(f'{m.left:.0f} seconds are left: --minutes gives more')
@@ -354,18 +352,18 @@ def cifar10(m):
     bs = m.pick(512, 16)
     dls = folder_dls(path, 32, 'parent', bs, 'device', valid, device=m.device)
     set_seed(0)
-    enc = create_encoder('test_resnet', False) if m.tiny else for_small_images(create_encoder('resnet18', False))
-    augs = get_simclr_aug_pipelines(32, jitter_s=.5, blur=False)
-    learn = Learner(dls, create_simclr_model(enc), cbs=[SimCLR(augs, temp=.5), NoValidation()])
+    enc = create_encoder('test_resnet', False) if m.tiny else create_encoder('resnet18', False, stem='small')
+    s = suggest(registry[name], len(dls.train_ds), bs, 32, m.epochs)
+    learn = registry[name].learner(dls, enc, 32, cbs=NoValidation(), **s.method, **s.model, **s.views, **s.learner)
     mode,why = measured_mode(learn)
     first_steps(learn.to_mode(mode), m.pick(5, 1))
     n = m.pick(20, 1)
     per_step = m.seconds(lambda: first_steps(learn, n))/n
-    epochs = m.pick(int((m.left-reserve)/(per_step*len(dls.train))), 1)
+    epochs = m.epochs or m.pick(int((m.left-reserve)/(per_step*len(dls.train))), 1)
     yield dict(mode=why, images=len(dls.train_ds), images_per_s=bs/per_step, epochs=epochs)
     if not epochs: raise Skip(f'{m.left:.0f} seconds are left, an epoch takes {per_step*len(dls.train):.0f}: --minutes gives more')
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3)
-    df = evaluate(learn, name='SimCLR', labels=(), n=m.pick(5000, 32), Cs=m.pick((.001,.01,.1,1.), (.001,))).df
+    with learn.no_bar(), learn.no_logging(): getattr(learn, s.schedule)(**{**s.fit, 'n_epoch':epochs})
+    df = evaluate(learn, name=name, labels=(), n=m.pick(5000, 32), Cs=m.pick((.001,.01,.1,1.), (.001,))).df
     yield {f'{o.features}, {o.figure}':o.mean for o in df.itertuples()}
 
 def on_device(device):
@@ -381,6 +379,8 @@ def main(
     device:str='', # Default: fastai's, which is CUDA, MPS or the processor
     minutes:float=8, # After these, checks that are left are not begun
     cifar:str='', # Folder of CIFAR-10: train/<class>/*.jpg and test/<class>/*.jpg
+    methods:str='simclr', # On CIFAR-10, with commas between them
+    epochs:int=None, # On CIFAR-10; as many as there is time for, if it is not given
     only:str='', # One check
     out:str='gpu.jsonl', # File to which the lines are added, too
     tiny:store_true=False, # Small, to try the script itself
@@ -395,7 +395,7 @@ def main(
     faulthandler.dump_traceback_later(60*minutes+60, exit=True)       # where no alarm is heard
     ok = True
     with tempfile.TemporaryDirectory() as d, on_device(device), open(out, 'a') as file:
-        for said in lines(Machine(device or default_device(), tiny, minutes, cifar, d), only):
+        for said in lines(Machine(device or default_device(), tiny, minutes, cifar, d, methods, epochs), only):
             line = json.dumps(short(said))
             print(line, flush=True)
             print(line, file=file, flush=True)

@@ -32,6 +32,7 @@ def linked(text:str) -> str:
     "Names of notebooks become links to their pages, and pictures are found beside the pages"
     text = re.sub(r'`(?:nbs/)?(\d\d_[\w.]+?)(?:\.ipynb)?`', lambda m: f'[{m[1]}]({m[1]}.ipynb)' if m[1] in notebooks else m[0], text)
     text = re.sub(r'`(?:docs/(\w+)|(CONTRIBUTING))\.md`', lambda m: f'[{m[1] or m[2].lower()}]({m[1] or m[2].lower()}.md)', text)
+    text = re.sub(r'\]\(\.\./(?:docs/)?(\w+)\.md\)', lambda m: f']({m[1].lower()}.md)', text)
     return text.replace('](nbs/images/', '](images/')
 
 def shown(path:Path):

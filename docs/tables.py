@@ -148,30 +148,51 @@ def data():
     return (f"{machines('data')}; one core, {r.n} photographs of 640 × 427 pixels to two views of {r['size']}, median of {r.rounds} rounds\n\n"
             + markdown(['','ms per image','of lightly'], [(r.who, f'{r.ms_per_image:.2f}', f'{r.of_lightly:.2f}') for r in df.itertuples()]))
 
-def fashion():
-    df = read('fashion')
+kinds = {'knn_few':'kNN, 10 labels per class', 'probe_few':'linear, 10 per class', 'knn_all':'kNN, all labels', 'probe_all':'linear, all labels'}
+
+def with_few(df:pd.DataFrame) -> pd.Series: return df[['knn_few','probe_few']].max(axis=1)
+
+def same_budget(name, order):
+    "Each method and library, and what stands beside them, at the least number of epochs that was run"
+    df = read(name)
     df = df[df.epochs == df.epochs.min()]
-    assert (df.groupby(['method','lib']).lr.nunique() == 1).all(), "fashion.csv: rows of one method with different learning rates"
-    kinds = 'knn_few','probe_few','knn_all','probe_all'
+    assert (df.groupby(['method','lib']).lr.nunique() == 1).all(), f"{name}.csv: rows of one method with different learning rates"
     g = df.groupby(['method','lib'])
-    order = g.knn_few.mean().sort_values(ascending=False).index
+    means = g[list(kinds)].mean()
+    libs,untrained = dict(ours='here', lightly='lightly'),df[df.lr == 0].method.unique()
     def cell(o, k):
         x = g.get_group(o)[k].dropna()
         return spread(x) if len(x) > 1 else ''
-    names = dict(ours='here', lightly='lightly')
-    rows = [(o[0], names[o[1]] if o[0] not in baselines else '', *[cell(o, k) for k in kinds], f"{g.get_group(o).lr.iloc[0]:g}" if o[0] not in baselines[1:] else '') for o in order]
-    return (f"{machines('fashion')}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
-            + markdown(['method','losses and heads of','kNN, 10 labels per class','linear probe, 10 per class','kNN, all labels','linear probe, all labels','learning rate'], rows))
+    rows = [(o[0], libs[o[1]] if o[0] not in ('labels alone',*untrained) else '', *[cell(o, k) for k in kinds], '' if o[0] in untrained else f"{g.get_group(o).lr.iloc[0]:g}")
+            for o in order(means).sort_values(ascending=False).index]
+    return (f"{machines(name)}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
+            + markdown(['method','losses and heads of',*kinds.values(),'learning rate'], rows))
+
+def fashion(): return same_budget('fashion', lambda df: df.knn_few.fillna(df.probe_few))
+def cifar10(): return same_budget('cifar10', with_few)
+
+def photographs():
+    "What README shows of `cifar10`: the methods that do best with labels and without, and what they have to beat"
+    df = read('cifar10').query("lib == 'ours'")
+    df = df[df.epochs == df.epochs.max()]
+    few = df.assign(few=with_few(df)).groupby('method').few.mean().sort_values(ascending=False)
+    learned = registry.keys() & few.index
+    best = [next(o for o in few.index if o in learned and registry[o].learns_from_labels() == k) for k in (True,False)]
+    rows = {best[0]:f'**{registry[best[0]].__name__}**, which learns from the 100 labels and from all images', best[1]:f'**{registry[best[1]].__name__}**, which learns without labels',
+            'labels alone':'*the same network, trained on the 100 labelled images alone*', 'raw pixels':'*raw pixels*', 'histogram of colours':'*histogram of colours*', 'untrained encoder':'*untrained encoder*'}
+    cells = {k:g for k,g in df.groupby('method')}
+    return (f"{machines('cifar10')}; {df.seed.nunique()} seeds\n\n"
+            + markdown(['','nearest neighbours','linear classifier'], [(v, *(spread(cells[k][o]) for o in ('knn_few','probe_few'))) for k,v in rows.items() if k in cells]))
 
 def fashion_longer():
     "What more epochs do, for the methods that were given them"
     df,base = read('fashion'),read('fashion').query('method == "raw pixels"')
-    kinds,most = ['knn_few','probe_few','knn_all','probe_all'],df.epochs.max()
+    most = df.epochs.max()
     df = df[(df.lib == 'ours') & df.method.isin(df[df.epochs == most].method) & (df.lr > 0)]
     rows = [(m, n, *[spread(g[k]) if g[k].notna().all() else '' for k in kinds]) for (m,n),g in df.groupby(['method','epochs'])]
     rows.append(('raw pixels', '', *[spread(base[k]) for k in kinds]))
     return (f"{machines('fashion')}; {df.seed.nunique()} seeds\n\n"
-            + markdown(['method','epochs','kNN, 10 labels per class','linear probe, 10 per class','kNN, all labels','linear probe, all labels'], rows))
+            + markdown(['method','epochs',*kinds.values()], rows))
 
 def distilled():
     df = read('distill')
@@ -202,7 +223,7 @@ def clip():
     rows = [(m, spread(g.accuracy) if len(g) > 1 else f'{g.accuracy.mean():.3f}', f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
     return f"{machines('clip')}; seeds: {df.seed.nunique()}, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
 
-tables = dict(methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, worth=worth, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, fashion_longer=fashion_longer)
+tables = dict(methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, worth=worth, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, cifar10=cifar10, photographs=photographs, fashion_longer=fashion_longer)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"

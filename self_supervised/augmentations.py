@@ -217,6 +217,14 @@ def get_asymmetric_aug_pipelines(size:int|tuple, resize_scale:tuple=(.08,1.), ro
     return get_multi_aug_pipelines(2, size, resize_scale=resize_scale, rotate=rotate, jitter_s=jitter_s,
                                    blur_p=blur_p, solarize=solarize, solarize_p=solarize_p, **kwargs)
 
+# %% ../nbs/01_augmentations.ipynb #9c25c964
+def channel_views(n_in:int, stats:tuple|None=None) -> dict:
+    "Settings of views for images of `n_in` channels: hue, saturation and grey are for three, and so are the statistics of ImageNet"
+    if stats and len(stats[0]) not in (1,n_in): stats = None                          # timm keeps three for grey images
+    if n_in == 3: return dict(stats=stats) if stats else {}
+    grey = ([.449]*n_in,[.226]*n_in)
+    return dict(jitter_s=(.4,.4,0,0), bw=False, stats=stats or grey)
+
 # %% ../nbs/01_augmentations.ipynb #64af2bf1
 @delegates(get_batch_augs, but='resize_scale,blur_p,solarize_p')
 def get_multi_crop_pipelines(

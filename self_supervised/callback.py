@@ -7,7 +7,7 @@ __all__ = ['methods', 'Paper', 'SSLCallback', 'StagedMixin', 'taught', 'TeacherC
            'QueueMixin', 'KeyQueueCallback', 'CorrelationsMixin', 'TermsMixin']
 
 # %% ../nbs/09_callback.ipynb #5b9c880b
-import inspect
+import difflib, inspect
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fastcore.docments import docments
@@ -16,7 +16,7 @@ from fastai.vision.all import *
 from . import encoder_files, layers
 from .layers import compiled_in_place, tiled
 from .augmentations import *
-from .augmentations import WholeViews, assert_aug_pipelines, get_norm, no_random_change, norm_stats
+from .augmentations import WholeViews, assert_aug_pipelines, channel_views, get_norm, no_random_change, norm_stats
 from .collectives import *
 from .fit import *
 from .momentum import *
@@ -223,8 +223,58 @@ class Method(FitCallback):
         if cls.takes('teacher'): return 'a better encoder'
         return 'labels of some images' if cls.learns_from_labels() else ''
 
+# %% ../nbs/09_callback.ipynb #1f38a654
+def check_names(name:str, given:dict, settings:dict):
+    "Raise for a setting that neither the method called `name`, as its `settings` say, nor `Learner` has"
+    known = [*sum(settings.values(), []),*inspect.signature(Learner).parameters]
+    unknown = first(o for o in given if o not in known)
+    if unknown is None: return
+    near = difflib.get_close_matches(unknown, known, n=1, cutoff=.5)
+    asked = f" (did you mean {near[0]}?)" if near else ''
+    its = '; '.join(f"of the {k}: {', '.join(v)}" for k,v in settings.items())
+    raise TypeError(f"{unknown}: {name} has no such setting{asked}. There are, {its}, and the arguments of Learner")
+
+
+# %% ../nbs/09_callback.ipynb #7ac34e98
+def one_batch(dls:DataLoaders) -> object:
+    "A training batch, read in this process; training is not disturbed"
+    dl = getattr(dls.train, 'dl', dls.train)                                 # a `DistributedDL` holds the loader
+    with no_random_change(): return dl.new(num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
+
+class Assembled(Method):
+    "A method that puts its own learner together"
+    @classmethod
+    def settings(cls) -> dict:
+        "Names of what can be set of its model, its views and the callback"
+        not_here = 'encoder','size','aug_pipelines','kwargs'
+        of = dict(model=cls.create_model, views=cls.create_views, method=cls)
+        return {k:[n for n in inspect.signature(f).parameters if n not in not_here] for k,f in of.items()}
+    @classmethod
+    def from_data(cls, dls:DataLoaders, given:dict) -> dict:
+        "Settings that follow from the data, or from those that are `given`, and take their place"
+        return {}
+    @classmethod
+    def learner(cls,
+        dls:DataLoaders, # Images with values in [0,1], and what the method learns from besides them
+        encoder:nn.Module|str='resnet18', # Or the name of an architecture, for one that has learned nothing yet
+        size:int|tuple|None=None, # Height and width of the views; None is that of the images
+        cbs:Callback|list|None=None, # More callbacks
+        **kwargs # Settings of the model, the views, the method and `Learner`, by name
+    ) -> Learner:
+        "A `Learner` that trains `encoder` by this method, with its model and its views"
+        x,names = first(L(one_batch(dls))),cls.settings()
+        _check_shape(x)
+        kwargs |= cls.from_data(dls, kwargs)
+        check_names(cls.__name__, kwargs, names)
+        of = {k:{n:kwargs.pop(n) for n in ns if n in kwargs} for k,ns in names.items()}
+        n_in,size = x.shape[1],ifnone(size, tuple(x.shape[-2:]))
+        if isinstance(encoder, str): encoder = layers.new_encoder(encoder, False, n_in, size)
+        augs = cls.create_views(size, **{**channel_views(n_in), **of['views']})
+        return Learner(dls, cls.create_model(encoder, **of['model']), cbs=[cls(augs, **of['method']), *L(cbs)], **kwargs)
+
+
 # %% ../nbs/09_callback.ipynb #ec617661
-class Shown(Method):
+class Shown(Assembled):
     "A method that says what it does and shows its views"
     aug1 = property(lambda self: self.aug_pipelines[0], doc="Pipeline of the first view")
     aug2 = property(lambda self: self.aug_pipelines[1], doc="Pipeline of the second view")
@@ -235,10 +285,8 @@ class Shown(Method):
 
     def show(self, n:int=5, **kwargs) -> np.ndarray: # Axes (n, views)
         "`show_views` of `n` training images, as the loss sees them; training is not disturbed"
-        with no_random_change():
-            dl = getattr(self.learn.dls.train, 'dl', self.learn.dls.train)        # a `DistributedDL` holds the loader
-            b = dl.new(num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
-            return show_views(self.aug_pipelines, self.learn._set_device(b)[0][:n], **kwargs)
+        x = self.learn._set_device(one_batch(self.learn.dls))[0][:n]
+        with no_random_change(): return show_views(self.aug_pipelines, x, **kwargs)
 
     def arguments(self) -> dict:
         "Its arguments besides the views, as code; `...` where one is a network"

@@ -16,7 +16,7 @@ from fastprogress import fastprogress
 import self_supervised
 with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning)                      # of libraries, about each other
-    from self_supervised.augmentations import no_random_change
+    from self_supervised.augmentations import channel_views, no_random_change
     from self_supervised.callback import methods
     from self_supervised.data.loaders import labels_of
     from self_supervised.fit import *
@@ -155,13 +155,6 @@ fashion_views = dict(resize_scale=(.3,1.), rotate=False, jitter_s=(.4,.4,0,0), b
 built_in = { # Images that are here: data, size and views
     'digits':        (digits_dls, 16, digits_views),
     'fashion-mnist': (fashion_mnist_dls, 28, fashion_views)}
-
-def channel_views(n_in:int, stats:tuple|None=None) -> dict:
-    "Settings of views for images of `n_in` channels: hue, saturation and grey are for three, and so are the statistics of ImageNet"
-    if stats and len(stats[0]) not in (1,n_in): stats = None                          # timm keeps three for grey images
-    if n_in == 3: return dict(stats=stats) if stats else {}
-    grey = ([.449]*n_in,[.226]*n_in)
-    return dict(jitter_s=(.4,.4,0,0), bw=False, stats=stats or grey)
 
 # %% ../nbs/89_cli.ipynb #79598c3d
 def _share_or_name(valid):

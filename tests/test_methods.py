@@ -2,11 +2,11 @@
 import inspect, math
 import matplotlib.pyplot as plt
 import pytest, torch
-from fastai.vision.all import Callback, DataLoaders, GradientAccumulation, MixedPrecision, Normalize, Pipeline, SaveModelCallback, TensorImage, imagenet_stats, load_learner, noop, set_seed, tensor
-from kit import METHODS, MULTI, dls_of, each, exported, fit, fitted, image, loaders, make, make_dls, same, state
+from fastai.vision.all import Callback, DataLoaders, GradientAccumulation, MixedPrecision, Normalize, Pipeline, SaveModelCallback, TensorImage, first, imagenet_stats, load_learner, noop, set_seed, tensor
+from kit import METHODS, MULTI, SMALL, dls_of, each, exported, fit, fitted, image, loaders, make, make_dls, same, state
 from self_supervised.augmentations import _warn_size
 from self_supervised.fit import kept
-from self_supervised.vision.all import KNN, get_features, knn_accuracy, load_encoder
+from self_supervised.vision.all import KNN, get_features, image_dls, knn_accuracy, load_encoder
 
 tempered = pytest.mark.parametrize('name', [n for n,(cb,*_) in METHODS.items() if 'temp' in inspect.signature(cb).parameters])
 def float_label(i): return torch.tensor(float(i))
@@ -193,3 +193,23 @@ def test_bad_supcon():
     with pytest.raises(TypeError, match='labels must be'): fit(make('sup_con', make_dls(tfms=[float_label]), loss_func=noop))
     with pytest.raises(ValueError, match='set it to any class'): fit(make('sup_con', make_dls(labels=False), loss_func=noop, unsup_class_id=None))
     fit(make('sup_con', unsup_class_id=None))
+
+@each
+def test_assembles_its_learner(name):
+    "What `learner` puts together is what the long way does; labels, texts and the teacher's width are seen to"
+    cb,_,_,args = METHODS[name]
+    small = {**SMALL, **args}
+    small = {k:v for ks in cb.settings().values() for k,v in small.items() if k in ks and k not in ('unsup_class_id','projection_size')}
+    learn = cb.learner(dls_of(name), 'test_resnet', 16, cbs=Seen(), **small)
+    own, = learn._grab_cbs(cb)
+    assert getattr(own, 'unsup_class_id', 2) == 2 and first(own.aug_pipelines).fs[0].size == (16,16)
+    assert type(learn.model) is type(make(name).model)
+    fit(learn)
+    assert learn.seen.xs and math.isfinite(learn.recorder.losses[-1])
+
+def test_learner_names_what_it_does_not_know():
+    cb = METHODS['sim_clr'].cb
+    with pytest.raises(TypeError, match=r'temperature: SimCLR has no such setting \(did you mean temp\?\)'): cb.learner(make_dls(), 'test_resnet', temperature=.2)
+    grey = cb.learner(image_dls(torch.rand(8, 1, 16, 16), [0]*8, bs=4), 'test_resnet')
+    assert grey.model.encoder.spec['n_in'] == 1 and grey.sim_clr.aug1.fs[0].size == (16,16)
+    fit(grey)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parent.parent
-text = (root/'README.md').read_text()
+text = (root/'CONTRIBUTING.md').read_text()
 
 def run(*args, **kw):
     res = subprocess.run(list(map(str, args)), capture_output=True, text=True, **kw)
@@ -37,7 +37,7 @@ def test_code_runs(wheel, tmp_path):
 def test_typed(wheel): assert (wheel/'self_supervised'/'py.typed').is_file()
 
 def test_every_notebook_is_named():
-    "A stranger finds each page in the table of the README"
+    "A stranger finds each page in the table of CONTRIBUTING"
     pages = [o.stem for o in (root/'nbs').glob('*.ipynb') if o.stem != 'index']
     ranges = [o for o in pages if '_vision.' in o and o != '88_vision.all']                            # given as `20_vision.simclr` to `39_vision.…`
     assert not [o for o in pages if f'`{o}`' not in text and o not in ranges]

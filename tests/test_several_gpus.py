@@ -1,4 +1,4 @@
-"Two pretended GPUs, of a process each: README's script, and figures of which one process fails."
+"Two pretended GPUs, of a process each: a script of the FAQ, and figures of which one process fails."
 import re, time, warnings
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +18,10 @@ root = Path(__file__).parent.parent
 
 def readme(path):
     "The script for several GPUs, sooner, and what it leaves"
-    code, = [b for b in re.findall(r'```python\n(.*?)```', (root/'README.md').read_text(), re.S) if 'with learn.distrib_ctx()' in b]
+    code, = [b for b in re.findall(r'```python\n(.*?)```', (root/'docs'/'faq.md').read_text(), re.S) if 'with learn.distrib_ctx()' in b]
     for o in SOONER: code = code.replace(*o)
     Learner.fit,names,fit = one_epoch,{},Learner.fit
-    exec(compile(code, 'README.md', 'exec'), names)
+    exec(compile(code, 'faq.md', 'exec'), names)
     learn = names['learn']
     assert {str(o.device) for o in (*learn.model.state_dict().values(), learn.dls, *learn.dls.loaders)} == {str(own)}
     assert pretended_gpu.current == own.index

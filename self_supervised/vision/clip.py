@@ -178,6 +178,8 @@ def siglip_loss(images:Tensor, texts:Tensor, # As in `clip_loss`
 class ImageTextMixin:
     "For methods of images and the tokens of their texts: one view of each image"
     parts,n_views,n_inp = ('encoder','projector','text_encoder','text_projector'),1,2
+    @classmethod
+    def from_data(cls, dls, given): return {} if 'text_encoder' in given else dict(text_encoder=text_tower(dls))
     def check_setup(self):
         super().check_setup()
         model = get_model(self.learn.model)

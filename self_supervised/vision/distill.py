@@ -118,6 +118,11 @@ class Distill(TeachesWhole, QueueMixin, SSLCallback):
 
     @classmethod
     def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, temp=.2, temp_t=.01)
+    @classmethod
+    def from_data(cls, dls, given):
+        if 'teacher' not in given: return {}
+        teacher = load_teacher(given['teacher'])[0]
+        return dict(teacher=teacher, projection_size=given.get('projection_size') or encoder_nf(teacher, encoder_n_in(teacher) or 3))
 
     def check_setup(self):
         super().check_setup()

@@ -83,6 +83,10 @@ class PartlyLabelled:
                       sup='part of valid_loss about images with a label')
     @classmethod
     def suggest(cls, s, a): s.add('method', "both terms weigh alike", 'judgement', reg_lambda=1.)
+    @classmethod
+    def from_data(cls, dls, given):
+        o2i = getattr(getattr(dls, 'vocab', None), 'o2i', {})
+        return {} if 'unsup_class_id' in given else dict(unsup_class_id=o2i.get('unsup'))
     def setup_labels(self, unsup_class_id, unsup_method, reg_lambda, temp):
         if unsup_method not in (UnsupMethod.All, UnsupMethod.Only):
             raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
