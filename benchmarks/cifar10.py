@@ -17,6 +17,7 @@ class Cifar10(Task):
                    'barlowtwins': dict(lmb=.015), 'swav': dict(K=0), 'dino': dict(tmom_start=.97)}
     peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)), 'VICReg': dict(hidden=512, out=512)}
 
+    few_Cs = .001,.01,.1
     draws,tuned,kept = 1,{'supcon': 1e-2, 'simclr': 1e-2},Path('runs/cifar10')
 
     def __init__(self, path): self.path = Path(path)

@@ -26,7 +26,7 @@ class Task:
     size,bs,n_labels,draws,n_classes = 32,128,10,5,10
     rates = 3e-3,1e-2,3e-2
     tuned = {'supcon': 1e-2}                                                          # what is fine-tuned, and the rate that the search finds for it
-    share,mode,views,probe_C = .5,None,{},.1
+    share,mode,views,few_Cs = .5,None,{},(.1,)
     kept = None                                                                       # folder of encoders, which are not trained twice
     widths,method_args,peer_args = {},{},{}
 
@@ -102,8 +102,8 @@ class Task:
         (x,y),(t,u) = train,test
         x,t = f(x),f(t)
         masks = [torch.from_numpy(few_labels(y, self.n_labels, seed+1000*i)) for i in range(draws)]
-        res = dict(knn_few=np.mean([knn_accuracy(x[m], y[m], t, u) for m in masks]),
-                   probe_few=np.mean([linear_probe(x[m], y[m], t, u, self.probe_C) for m in masks]))
+        def probe(m): return linear_probe(x[m], y[m], t, u, choose_C(x[m], y[m], self.few_Cs, seed))
+        res = dict(knn_few=np.mean([knn_accuracy(x[m], y[m], t, u) for m in masks]), probe_few=np.mean([probe(m) for m in masks]))
         if brief: return res
         C = choose_C(x, y, (.001,.01,.1), seed)
         return dict(**res, knn_all=knn_accuracy(x, y, t, u), probe_all=linear_probe(x, y, t, u, C))
