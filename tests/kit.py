@@ -77,12 +77,23 @@ def dls_of(name, **kw):
     "`make_dls` with the texts that the method may need"
     return make_dls(n_inp=METHODS[name].cb.n_inp, **kw)
 
+@cache
+def _encoder():
+    torch.manual_seed(0)
+    return create_encoder('test_resnet', False),torch.get_rng_state()
+
+def encoder():
+    "That of seed 0, and torch's random numbers are those that follow it: made once in this process, and copied"
+    made,after = _encoder()
+    torch.set_rng_state(after)
+    return copy.deepcopy(made)
+
 def make(name, dls=None, cbs=None, size=16, loss_func=None, model=None, stats=imagenet_stats, path=None, opt_func=None, views=None,
          device='cpu', **kw):
     o = METHODS[name]
     set_seed(0)
     more = dict(opt_func=opt_func) if opt_func else {}
-    return Learner(dls or dls_of(name, device=device), model or o.model(create_encoder('test_resnet', False)), loss_func=loss_func, path=path,
+    return Learner(dls or dls_of(name, device=device), model or o.model(encoder()), loss_func=loss_func, path=path,
                    cbs=[o.cb(views or o.augs(size, stats=stats), **{**o.args, **kw}), *(cbs or [])], **more)
 
 def fit(learn, n=1, lr=1e-3, **kw):

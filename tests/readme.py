@@ -14,7 +14,7 @@ from fastai.vision.all import Learner
 import self_supervised
 from self_supervised.data import sample_photos
 
-SOONER = ('resnet18','resnet10t'),('size=80','size=40'),('size=64','size=32'),('", 64','", 32'),('encoder, 64','encoder, 32'),('pipelines(64','pipelines(32')
+SOONER = ('resnet18','test_resnet'),('size=80','size=40'),('size=64','size=32'),('", 64','", 32'),('encoder, 64','encoder, 32'),('pipelines(64','pipelines(32')
 
 def one_epoch(self, n_epoch, *args, fit=Learner.fit, **kwargs): return fit(self, 1, *args, **kwargs)
 

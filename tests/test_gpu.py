@@ -4,7 +4,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest, torch
 from fastai.vision.all import TensorImage
-from kit import METHODS, _fitted, each, fit, loaders, make
+from kit import METHODS, _fitted, dls_of, each, fit, loaders, make
 from pretended_gpu import CountStep, gpu, pretending
 from self_supervised import views
 from self_supervised.vision.all import Alarms, classifier_learner, evaluate, get_features, labelled_dls, ssl_metrics
@@ -35,7 +35,7 @@ def test_trains(name):
 @pytest.mark.parametrize('precision', ['to_fp16','to_bf16'])
 def test_half_precision(name, precision):
     "Of views that no strided convolution sees as one pixel, whose bfloat16 gradient is wrong on processors, the pretended one's among them"
-    with pretending(0): learn = trained(name, precision, views=METHODS[name].cb.create_views(64))
+    with pretending(0): learn = trained(name, precision, dls=dls_of(name, n=28, device=GPU), views=METHODS[name].cb.create_views(64))
     assert all(math.isfinite(o) for o in learn.recorder.values[0]), learn.recorder.values
 
 @two

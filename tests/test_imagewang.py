@@ -27,7 +27,7 @@ def wang(tmp_path_factory):
 
 def start(wang, out):
     return warm.Process(warm.script, examples/'imagewang.py', '--path', wang, '--out', out, '--runs', 2, '--size', 32, '--epochs', 1,
-                        '--pretrain-epochs', 2, '--arch', 'resnet10t', '--bs', 16, '--tune-bs', 16, '--precision', 'fp32')
+                        '--pretrain-epochs', 2, '--arch', 'test_resnet', '--bs', 16, '--tune-bs', 16, '--precision', 'fp32')
 
 def test_protocol(wang, tmp_path):
     out,table = tmp_path/'o',tmp_path/'o'/'finetuned-1-epochs-lr-0.004.csv'
@@ -39,7 +39,7 @@ def test_protocol(wang, tmp_path):
     said = start(wang, out).done()
     assert 'supcon on 128 images' in said and '16 held out' in said and 'Going on from' in said
     assert 'run 2 of 2' in said and 'run 1 of' not in said
-    assert re.search('pretraining +2 epochs of supcon, resnet10t', said) and '1 epochs, 80 images, 16 classes' in said
+    assert re.search('pretraining +2 epochs of supcon, test_resnet', said) and '1 epochs, 80 images, 16 classes' in said
     acc = pd.read_csv(table).accuracy
     assert len(pd.read_csv(out/'metrics.csv')) == len(acc) == 2 and acc[0] == .75
     assert f'{acc.mean():.4f} ± {acc.std():.4f}' in said

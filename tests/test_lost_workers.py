@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fastai.vision.all import Callback, rank_distrib
 from self_supervised.training.checkpoint import Checkpoint, checkpoints, of_epochs, plain
 from self_supervised.training.distributed import DistributedDL
-from self_supervised.vision.all import get_model
+from self_supervised.vision.all import KNN, get_model
 from test_distributed import learner
 
 class Killed(Callback):
@@ -32,7 +32,7 @@ class Slow(Callback):
 def go_on(path, what, resume='', epochs='3'):
     from accelerate import Accelerator
     Accelerator(cpu=True)                                  # so that `learner` divides its images as `test_distributed` does
-    path,learn = Path(path),learner('moco')
+    path,learn = Path(path),learner('moco', metrics=[KNN(k=3)])
     if what == 'three': learn.dls.loaders[0] = DistributedDL(learn.dls.train.dl)
     folder = path/(resume or what)
     if what != 'whole': learn.add_cb(Checkpoint(folder, every=1))
@@ -107,7 +107,7 @@ def test_preempted(whole, preempted):
     for r in (0,1): assert_same(result(preempted, f'slow-{r}'), result(whole, f'whole-{r}'))
 
 def with_one(path, **kw):
-    learn = learner('moco')                                # one process gives the batches of two, in halves unless `resume` mends that
+    learn = learner('moco', metrics=[KNN(k=3)])            # one process gives the batches of two, in halves unless `resume` mends that
     learn.dls.train.bs = 4
     learn.resume(path, **kw)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .02)

@@ -17,13 +17,13 @@ def run(*args, **kw):
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    "Where the wheel is installed, made of a copy of the sources"
+    "Where the wheel is installed, made of a copy of the sources with the tools that are here; `make dist` fetches those that it names"
     d = tmp_path_factory.mktemp('wheel')
     shutil.copytree(root/'self_supervised', d/'src'/'self_supervised', ignore=shutil.ignore_patterns('__pycache__'))
     for f in ('setup.py','settings.ini','pyproject.toml','MANIFEST.in','README.md','LICENSE'): shutil.copy(root/f, d/'src')
-    run(sys.executable, '-m', 'build', '-q', '--outdir', d/'dist', d/'src')
+    run(sys.executable, '-m', 'build', '-q', '-n', '--outdir', d/'dist', d/'src')
     assert len(list((d/'dist').glob('*.tar.gz'))) == 1
-    run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', d/'site', *(d/'dist').glob('*.whl'))
+    run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--no-compile', '--target', d/'site', *(d/'dist').glob('*.whl'))
     return d/'site'
 
 commands = 'ssl_views','ssl_pretrain','ssl_distill','ssl_evaluate','ssl_embed','ssl_finetune'
