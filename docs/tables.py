@@ -162,7 +162,7 @@ def same_budget(name, order):
     libs,untrained = dict(ours='here', lightly='lightly'),df[df.lr == 0].method.unique()
     def cell(o, k):
         x = g.get_group(o)[k].dropna()
-        return spread(x) if len(x) > 1 else ''
+        return spread(x) if len(x) > 1 else f'{x.item():.3f}, one seed' if len(x) else ''
     rows = [(o[0], libs[o[1]] if o[0] not in ('labels alone',*untrained) else '', *[cell(o, k) for k in kinds], '' if o[0] in untrained else f"{g.get_group(o).lr.iloc[0]:g}")
             for o in order(means).sort_values(ascending=False).index]
     return (f"{machines(name)}; {df.seed.nunique()} seeds, {df.epochs.max()} epochs\n\n"
