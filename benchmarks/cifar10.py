@@ -42,10 +42,10 @@ def framed(ax, x, colour=None):
     for o in ax.spines.values(): o.set(color=colour or 'white', linewidth=4)
 
 def picture(task, epochs, lr, seed=0, rows=6, k=5, to=Path('nbs/images/neighbours.png')):
-    "Test images, drawn at random, and the nearest of the others before and after SimCLR; a green frame where the class is the same"
+    "Test images, drawn at random, and the nearest of the others before and after SupCon; a green frame where the class is the same"
     train,(x,y) = task.images()
     set_seed(seed)
-    before,after = task.encoder(),task.pretrained('simclr', 'ours', *train, lr, epochs, seed)
+    before,after = task.encoder(),task.pretrained('supcon', 'ours', *train, lr, epochs, seed)
     query = np.random.default_rng(seed).permutation(len(x))[:rows].tolist()
     near = [nearest(task.features(o, x), query, k)[1] for o in (before,after)]
     width = 2*k+2
@@ -55,10 +55,10 @@ def picture(task, epochs, lr, seed=0, rows=6, k=5, to=Path('nbs/images/neighbour
         axs[i,k+1].axis('off')
         for at,idxs in zip((1,k+2), near):
             for j,o in enumerate(idxs[i].tolist()): framed(axs[i,at+j], x[o], '#2a9d3f' if y[o] == y[q] else '#d0d0d0')
-    for at,title in ((0,'query'),(1+k//2,'nearest before training'),(k+2+k//2,'nearest after training')): axs[0,at].set_title(title, fontsize=13, pad=8)
+    said = [f'nearest {when}: {(y[n] == y[query][:,None]).sum()} of {rows*k} alike' for when,n in zip(('before training','after training'), near)]
+    for at,title in ((0,'query'),(1+k//2,said[0]),(k+2+k//2,said[1])): axs[0,at].set_title(title, fontsize=13, pad=8)
     fig.savefig(to, dpi=75, bbox_inches='tight')
-    Image.open(to).convert('RGB').quantize(128).save(to, optimize=True)                # a third of the bytes
-    print({t:f'{(y[n] == y[query][:,None]).float().mean():.2f} of the shown have the same class' for t,n in zip(('before','after'), near)})
+    Image.open(to).convert('RGB').convert('P', palette=Image.Palette.ADAPTIVE).save(to, optimize=True)
 
 @call_parse
 def main(
@@ -68,10 +68,10 @@ def main(
     search_epochs:int=8, # Epochs of 62 steps, in the search
     only:str='', # Methods, with a semicolon between them
     workers:int=2, # Runs at the same time, each with its share of the cores
-    draw:store_true=False # README's picture, of the encoder that SimCLR trained with the first seed
+    draw:store_true=False # README's picture, of the encoder that SupCon trained with the first seed
 ):
     "Search, then run; writes cifar10_search.csv and cifar10.csv"
     task = Cifar10(path or untar_data(URLs.CIFAR))
     task.mode = fastest_mode(task.encoder(), torch.rand(2*task.bs, 3, 32, 32))[0]
     best = run(task, 'cifar10', seeds, epochs, search_epochs, only, workers)
-    if draw: picture(task, epochs, best['simclr','ours'])
+    if draw: picture(task, epochs, best['supcon','ours'])

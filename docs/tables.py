@@ -178,8 +178,8 @@ def photographs():
     few = df.assign(few=with_few(df)).groupby('method').few.mean().sort_values(ascending=False)
     learned = registry.keys() & few.index
     best = [next(o for o in few.index if o in learned and registry[o].learns_from_labels() == k) for k in (True,False)]
-    rows = {best[0]:f'**{registry[best[0]].__name__}**, which learns from the 100 labels and from all images', best[1]:f'**{registry[best[1]].__name__}**, which learns without labels',
-            'labels alone':'*the same network, trained on the 100 labelled images alone*', 'raw pixels':'*raw pixels*', 'histogram of colours':'*histogram of colours*', 'untrained encoder':'*untrained encoder*'}
+    rows = {best[0]:f'**{registry[best[0]].__name__}**, trained on the 100 labels and on all images', best[1]:f'**{registry[best[1]].__name__}**, trained on all images, without labels',
+            'labels alone':'*the same network, trained on the 100 labelled images alone*', 'raw pixels':'*raw pixels*', 'histogram of colours':'*colour histogram*', 'untrained encoder':'*untrained encoder*'}
     cells = {k:g for k,g in df.groupby('method')}
     return (f"{machines('cifar10')}; {df.seed.nunique()} seeds\n\n"
             + markdown(['','nearest neighbours','linear classifier'], [(v, *(spread(cells[k][o]) for o in ('knn_few','probe_few'))) for k,v in rows.items() if k in cells]))
