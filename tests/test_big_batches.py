@@ -2,7 +2,7 @@
 import pytest, torch
 from fastai.vision.all import Callback
 from self_supervised.training.big_batches import Chunks
-from self_supervised.vision.all import get_model
+from self_supervised.vision.all import KNN, get_model
 from test_distributed import LR, learner
 from kit import each, make
 
@@ -18,7 +18,7 @@ class Sizes(Callback):
 def test_chunks(name):
     res = []
     for cbs in ((), (Chunks(3),)):
-        learn = learner(name).add_cbs([*cbs, Sizes()])
+        learn = learner(name, metrics=[KNN(k=3)]).add_cbs([*cbs, Sizes()])
         with learn.no_bar(), learn.no_logging(): learn.fit(1, LR.get(name, LR['']))
         res.append((torch.tensor(learn.records.losses[:3]), get_model(learn.model).state_dict(), learn.final_record[2]))
     assert max(learn.sizes.seen) == 3
