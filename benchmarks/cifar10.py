@@ -9,14 +9,9 @@ def histogram(x:Tensor) -> Tensor:
     return torch.stack([torch.cat([torch.histc(c, 16, 0, 1) for c in o]) for o in x])/x[0,0].numel()
 
 class Cifar10(Task):
-    "A ResNet-10-T of half the usual channels; widths, momentum and queues for some two thousand steps, alike for both libraries"
+    "A ResNet-10-T of half the usual channels"
     views = dict(resize_scale=(.2,1.), jitter_s=.5, blur=False, rotate=False, stats=([.4914,.4822,.4465],[.247,.243,.262]))
-    widths = {'simsiam': dict(pred_size=128), 'swav': dict(n_protos=512), 'dino': dict(bottleneck_size=128, n_out=1024, bn=True), 'lejepa': dict(projection_size=64)}
-    method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2, unsup_method=UnsupMethod.Only), 'supconmoco': dict(temp=.2, K=2048, m=.99), 'moco': dict(temp=.2, K=2048, m=.99),
-                   'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048),
-                   'barlowtwins': dict(lmb=.015), 'swav': dict(K=0), 'dino': dict(tmom_start=.97)}
-    peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)), 'VICReg': dict(hidden=512, out=512)}
-
+    beside = 'SimCLR','MOCO','BYOL','VICReg'                                          # of lightly's
     few_Cs = .001,.01,.1
     draws,tuned,kept = 1,{'supcon': 1e-2, 'simclr': 1e-2},Path('runs/cifar10')
 
@@ -33,7 +28,7 @@ class Cifar10(Task):
 
     def encoder(self): return create_encoder('resnet10t', pretrained=False, channels=(32,64,128,256), stem_width=32)
     def baselines(self): return {**super().baselines(), 'histogram of colours': histogram}
-    def who(self): return [o for o in super().who() if o[1] == 'ours' or methods[o[0]].__name__ in self.peer_args]
+    def who(self): return [o for o in super().who() if o[1] == 'ours' or methods[o[0]].__name__ in self.beside]
 
 def framed(ax, x, colour=None):
     "An image, in a frame of `colour`"

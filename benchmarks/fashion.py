@@ -11,16 +11,11 @@ folder = Path('/usr/share/datasets/fashion-mnist')
 methods['nnclr, paper'] = methods['nnclr']
 
 class Fashion(Task):
-    "A quarter of the usual channels, and widths, momentum and queues for a few hundred steps, alike for both libraries"
+    "A ResNet-10-T of a quarter of the usual channels"
     size,views = 28,fashion_views
-    widths = {'simsiam': dict(pred_size=128), 'swav': dict(n_protos=256), 'dino': dict(bottleneck_size=128, n_out=1024, bn=True), 'lejepa': dict(projection_size=64)}
-    method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2, unsup_method=UnsupMethod.Only), 'supconmoco': dict(temp=.2, K=2048, m=.99), 'moco': dict(temp=.2, K=2048, m=.99),
-                   'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048, within=True), 'nnclr, paper': dict(temp=.2, K=2048),
-                   'barlowtwins': dict(lmb=.015), 'swav': dict(K=0), 'dino': dict(tmom_start=.97)}
-    peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)),
-                 'SimSiam': dict(hidden=512, out=512, pred=128), 'NNCLR': dict(hidden=512, pred=512, temp=.2, K=2048),
-                 'BarlowTwins': dict(hidden=512, out=512, lmb=.015), 'VICReg': dict(hidden=512, out=512), 'SWAV': dict(hidden=512, n_protos=256),
-                 'DINO': dict(hidden=512, bottleneck=128, out=1024, bn=True, m=(.97,1.))}
+    widths = {**Task.widths, 'swav': dict(n_protos=256)}
+    method_args = {**Task.method_args, 'nnclr': dict(temp=.2, K=2048, within=True), 'nnclr, paper': Task.method_args['nnclr']}
+    peer_args = {**Task.peer_args, 'SWAV': dict(hidden=512, n_protos=256)}
 
     def encoder(self):
         "In the order in memory that processors like"

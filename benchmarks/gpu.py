@@ -13,7 +13,6 @@ sys.path[:0] = [str(here), str(here.parent/'tests')]
 import self_supervised
 from common import NoValidation, machine
 from fastcore.script import call_parse, store_true
-
 from kit import METHODS, dls_of, fit, loaders, make, state
 from self_supervised.callback import methods as registry
 from self_supervised.training.precision import measured_mode

@@ -2,7 +2,6 @@
 what fashion.py and cifar10.py share. Accuracy on the test images, with a few labels per class and with all, beside raw pixels, the untrained encoder and training on the
 same labels alone. Learning rates are chosen for each method and library by one short run for each on a split of the training images.
 Goes on where it was stopped: rows that are in the file are not computed again."""
-import inspect
 import os
 import time
 
@@ -28,7 +27,13 @@ class Task:
     tuned = {'supcon': 1e-2}                                                          # what is fine-tuned, and the rate that the search finds for it
     share,mode,views,few_Cs = .5,None,{},(.1,)
     kept = None                                                                       # folder of encoders, which are not trained twice
-    widths,method_args,peer_args = {},{},{}
+    # widths, momentum and queues for some hundreds or thousands of steps, alike for both libraries
+    widths = {'simsiam': dict(pred_size=128), 'swav': dict(n_protos=512), 'dino': dict(bottleneck_size=128, n_out=1024, bn=True), 'lejepa': dict(projection_size=64)}
+    method_args = {'simclr': dict(temp=.2), 'supcon': dict(temp=.2, unsup_method=UnsupMethod.Only), 'supconmoco': dict(temp=.2, K=2048, m=.99), 'moco': dict(temp=.2, K=2048, m=.99),
+                   'mocov3': dict(temp=.5, m=(.97,1.)), 'byol': dict(m=(.97,1.)), 'nnclr': dict(temp=.2, K=2048), 'barlowtwins': dict(lmb=.015), 'swav': dict(K=0), 'dino': dict(tmom_start=.97)}
+    peer_args = {'SimCLR': dict(hidden=512, temp=.2), 'MOCO': dict(hidden=512, temp=.2, K=2048, m=.99), 'BYOL': dict(hidden=512, m=(.97,1.)),
+                 'SimSiam': dict(hidden=512, out=512, pred=128), 'NNCLR': dict(hidden=512, pred=512, temp=.2, K=2048), 'BarlowTwins': dict(hidden=512, out=512, lmb=.015),
+                 'VICReg': dict(hidden=512, out=512), 'SWAV': dict(hidden=512, n_protos=512), 'DINO': dict(hidden=512, bottleneck=128, out=1024, bn=True, m=(.97,1.))}
 
     def images(self): "(x, y) of the training images and of the test images, values in [0, 1]"
     def encoder(self): "An untrained one"
@@ -55,11 +60,11 @@ class Task:
         "A method around the encoder, with the labels of `seed` if it learns from some"
         enc,few = self.encoder(),torch.from_numpy(few_labels(y, self.n_labels, seed)) if name in labelled else None
         dls,cb = self.loaders(x, y, few),methods[name]
-        small = dict(n_small=0) if 'n_small' in inspect.signature(cb.create_views).parameters else {}
-        augs = cb.create_views(self.size, **self.views, **small)
+        views = {**self.views, **(dict(n_small=0) if 'n_small' in cb.settings()['views'] else {})}
         if lib == 'ours':
-            args = {**self.method_args.get(name, {}), **(dict(unsup_class_id=self.n_classes) if few is not None else {})}
-            return enc,Learner(dls, cb.create_model(enc, **self.model_args(name)), cbs=[cb(augs, **args), NoValidation()])
+            args = {**self.model_args(name), **self.method_args.get(name, {}), **(dict(unsup_class_id=self.n_classes) if few is not None else {})}
+            return enc,cb.learner(dls, enc, self.size, cbs=NoValidation(), **views, **args)
+        augs = cb.create_views(self.size, **views)
         args = {**self.peer_args[cb.__name__], **(dict(frozen=1/epochs) if name == 'dino' else {})}
         peer = PeerModel(peers[cb.__name__][0](enc, enc.nf, **args))
         return enc,Learner(dls, peer, loss_func=lambda loss, *_: loss, cbs=[Peer(augs), NoValidation()])

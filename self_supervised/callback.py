@@ -241,18 +241,23 @@ def one_batch(dls:DataLoaders) -> object:
     dl = getattr(dls.train, 'dl', dls.train)                                 # a `DistributedDL` holds the loader
     with no_random_change(): return dl.new(num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
 
+def unsup_of(vocab:object) -> int|None:
+    "Number of `unsup` in a vocabulary; None if it is not there"
+    return getattr(vocab, 'o2i', {}).get('unsup')
+
 class Assembled(Method):
     "A method that puts its own learner together"
     @classmethod
     def settings(cls) -> dict:
         "Names of what can be set of its model, its views and the callback"
         not_here = 'encoder','size','aug_pipelines','kwargs'
-        of = dict(model=cls.create_model, views=cls.create_views, method=cls)
+        of = dict(method=cls, model=cls.create_model, views=cls.create_views)
         return {k:[n for n in inspect.signature(f).parameters if n not in not_here] for k,f in of.items()}
     @classmethod
     def from_data(cls, dls:DataLoaders, given:dict) -> dict:
         "Settings that follow from the data, or from those that are `given`, and take their place"
-        return {}
+        if not cls.learns_from_labels() or 'unsup_class_id' in given: return {}
+        return dict(unsup_class_id=unsup_of(getattr(dls, 'vocab', None)))
     @classmethod
     def learner(cls,
         dls:DataLoaders, # Images with values in [0,1], and what the method learns from besides them

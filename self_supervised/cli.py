@@ -253,9 +253,8 @@ def change_settings(s:Suggestion, # As `suggest` gave it
 ) -> Suggestion:
     "Put `settings` where they belong; raise for names that no part of the training has"
     cb = methods[method]
-    own = dict(method=cb.__init__, model=cb.create_model, views=cb.create_views)
-    not_here = 'self','encoder','size','aug_pipelines','kwargs','print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
-    own = {k:[n for n in inspect.signature(f).parameters if n not in not_here] for k,f in own.items()}
+    not_here = 'print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
+    own = {k:[n for n in ns if n not in not_here] for k,ns in cb.settings().items()}
     own['fit'] = ['n_epoch','lr_max','wd','pct_start','div','div_final','moms']
     for k,v in settings.items():
         part = first(p for p in ('fit','method','model','views') if k in own[p])

@@ -100,6 +100,16 @@ def test_refused(tmp_path):
         fit(new(create_encoder('test_resnet', False, n_in=1)))
     with pytest.raises(ValueError, match=r'must both be \(n, d\)'): cosine(torch.ones(2,3), torch.ones(2,4))
 
+def test_assembled_with_a_learner_that_teaches():
+    "What a learner says of its images, and how wide its features are, is seen to; what is given comes first"
+    stats = [.5]*3,[.25]*3
+    teacher = make('sim_clr', size=24, stats=stats)
+    for given,size in ({},24),(dict(teacher_size=32),32):
+        learn = Distill.learner(make_dls(), 'test_resnet', 16, teacher=teacher, K=16, **given)
+        own = learn.distill
+        assert own.teacher is teacher.model.encoder and own.teacher_size == (size,size) and [list(o) for o in own.teacher_stats] == list(stats)
+        fit(learn)
+
 def test_an_exported_learner_is_small(tmp_path):
     big = create_encoder('resnet10t', False)
     learn = fit(learner(big, K=16))

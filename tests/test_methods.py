@@ -198,8 +198,8 @@ def test_bad_supcon():
 def test_assembles_its_learner(name):
     "What `learner` puts together is what the long way does; labels, texts and the teacher's width are seen to"
     cb,_,_,args = METHODS[name]
-    small = {**SMALL, **args}
-    small = {k:v for ks in cb.settings().values() for k,v in small.items() if k in ks and k not in ('unsup_class_id','projection_size')}
+    known = {*sum(cb.settings().values(), [])} - {'unsup_class_id','projection_size'}          # which follow from the data
+    small = {k:v for k,v in {**SMALL, **args}.items() if k in known}
     learn = cb.learner(dls_of(name), 'test_resnet', 16, cbs=Seen(), **small)
     own, = learn._grab_cbs(cb)
     assert getattr(own, 'unsup_class_id', 2) == 2 and first(own.aug_pipelines).fs[0].size == (16,16)

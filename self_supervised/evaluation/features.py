@@ -15,7 +15,7 @@ from ..data.images import check_writable, find_images, late_bar, readable
 from ..collectives import *
 from ..layers import encoder_n_in, evaluating, has_bf16
 from ..data import is_class, label_list, label_vocab
-from ..callback import SSLCallback
+from ..callback import SSLCallback, unsup_of
 from ..data.loaders import batch_labels, labels_of
 from ..data.seen import learner_norm, learner_reader, learner_size
 from ..collectives import all_sizes, gather, share_buffers, together
@@ -112,10 +112,6 @@ def classes_only(learn:Learner, y:Tensor|None) -> Tensor|None:
     return torch.where(is_labelled(y, learner_unsup(learn)), y, -1)
 
 # %% ../../nbs/70_evaluation.features.ipynb #c25df9b3
-def unsup_of(vocab):
-    "Number of `unsup` in a vocabulary, `None` if it is not there"
-    return getattr(vocab, 'o2i', {}).get('unsup')
-
 def first_label(ds, n_inp=None):
     "Label of the first item, `None` if there is none"
     with no_random_change(): item = ds[0]

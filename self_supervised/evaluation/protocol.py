@@ -16,12 +16,12 @@ from xxhash import xxh3_64_hexdigest
 from fastai.vision.all import *
 import self_supervised
 from ..augmentations import no_random_change, norm_stats
-from ..callback import SSLCallback
+from ..callback import SSLCallback, unsup_of
 from ..data.loaders import few_labels, is_class, label_vocab, labels_of
 from ..data.images import late_bar
 from ..data.seen import open_encoder
 from .features import (Probe, encoder_of, first_label, get_features, how_trained, is_labelled,
-                                                 knn_accuracy, n_inputs, unsup_of, whole_loader)
+                                                 knn_accuracy, n_inputs, whole_loader)
 from ..layers import deep_copy, encoder_n_in, from_spec, unlike
 
 # %% ../../nbs/74_evaluation.protocol.ipynb #ac9fb71e

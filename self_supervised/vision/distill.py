@@ -68,6 +68,14 @@ def cosine(s:Tensor, # (n, d) embeddings of the student
 # %% ../../nbs/31_vision.distill.ipynb #e1d1779d
 class TeachesWhole:
     "For a frozen teacher whose features of whole images are kept, in the dictionary `of_image`"
+    @classmethod
+    def from_data(cls, dls, given):
+        "The teacher, loaded once, what it says of the images that it sees, and the width of its features"
+        if 'teacher' not in given: return {}
+        teacher,size,stats = load_teacher(*(given.get(o) for o in ('teacher','teacher_size','teacher_stats')))
+        width = given.get('projection_size') or encoder_nf(teacher, encoder_n_in(teacher) or 3)
+        return dict(teacher=teacher, teacher_size=size, teacher_stats=stats, projection_size=width)
+
     def __getstate__(self):
         "An exported learner has no teacher"
         return {**vars(self), **(dict(teacher=None, of_image={}) if Fit.exporting else {})}
@@ -118,11 +126,6 @@ class Distill(TeachesWhole, QueueMixin, SSLCallback):
 
     @classmethod
     def suggest(cls, s, a): s.add('method', "as in the paper", a.paper, temp=.2, temp_t=.01)
-    @classmethod
-    def from_data(cls, dls, given):
-        if 'teacher' not in given: return {}
-        teacher = load_teacher(given['teacher'])[0]
-        return dict(teacher=teacher, projection_size=given.get('projection_size') or encoder_nf(teacher, encoder_n_in(teacher) or 3))
 
     def check_setup(self):
         super().check_setup()

@@ -12,6 +12,7 @@ from ..layers import *
 from ..losses import by_rows, check_temp, info_nce, n_with, nt_xent, positives, remove_diag, to_others, unit
 from ..momentum import check_momentum
 from ..callback import *
+from ..callback import unsup_of
 from ..processes import parted
 
 # %% ../../nbs/21_vision.supcon.ipynb #ae846c91
@@ -62,7 +63,7 @@ class UnsupMethod:
 # %% ../../nbs/21_vision.supcon.ipynb #7fa820d7
 def check_unsup(unsup_class_id:int|None, vocab:object):
     "Raise for a label that no class has; warn if unlabelled images would be taken for a class"
-    if unsup_class_id is None and 'unsup' in getattr(vocab, 'o2i', {}):
+    if unsup_class_id is None and unsup_of(vocab) is not None:
         warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract "
              "each other: if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
     if vocab is not None and unsup_class_id is not None and not 0 <= unsup_class_id < len(vocab):
@@ -83,10 +84,6 @@ class PartlyLabelled:
                       sup='part of valid_loss about images with a label')
     @classmethod
     def suggest(cls, s, a): s.add('method', "both terms weigh alike", 'judgement', reg_lambda=1.)
-    @classmethod
-    def from_data(cls, dls, given):
-        o2i = getattr(getattr(dls, 'vocab', None), 'o2i', {})
-        return {} if 'unsup_class_id' in given else dict(unsup_class_id=o2i.get('unsup'))
     def setup_labels(self, unsup_class_id, unsup_method, reg_lambda, temp):
         if unsup_method not in (UnsupMethod.All, UnsupMethod.Only):
             raise ValueError(f"unsup_method must be 'all' or 'only', got {unsup_method!r}")
