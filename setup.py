@@ -15,7 +15,7 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
     long_description=(root/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     author=cfg["author"], keywords=cfg["keywords"], license="Apache-2.0",
-    packages=find_packages(include=["self_supervised*"]), package_data={"self_supervised": ["py.typed"]},
+    packages=find_packages(include=["self_supervised*"]), package_data={"self_supervised": ["py.typed", "commands.json"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
