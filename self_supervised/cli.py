@@ -220,7 +220,7 @@ def _encoder_data(path, info, bs, labels, cols, n_labels, valid, seed, cache, fi
 @command
 def ssl_evaluate(
     path:_as('path'),
-    encoder:_many("Files of encoders, as ssl_pretrain writes them, or names of timm, with their weights", 'FILE', required=True, positional=False),
+    encoder:_many("Files of encoders, as ssl_pretrain writes them, or names of timm", 'FILE', required=True, positional=False),
     out:Path|None=None, # Folder for evaluation.csv and evaluation.html; nothing is written if none is given
     labels:_known=None, cols:_as('cols')=None, valid:_as('valid')=None,
     n:int=10_000, # At most so many images for training and for test

@@ -53,7 +53,8 @@ def _arguments(o):
 def parser(name:str, what:dict # Of the command, as `command` describes it
 ) -> argparse.ArgumentParser:
     "Reads the arguments of the command `name`"
-    needed = [o['name'] if o['positional'] else f"--{o['name']} {o['name'].upper()}" for o in what['options'] if o['positional'] or o.get('required')]
+    needed = [f"--{o['name']} {o['name'].upper()}" if o.get('required') else o['name']
+              for o in what['options'] if o['positional'] or o.get('required')]
     p = argparse.ArgumentParser(name, f"{name} {' '.join(needed)} [options]", what['about'],
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p._negative_number_matcher = re.compile(r'-\.?\d')                     # also -1024,3000

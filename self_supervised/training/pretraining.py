@@ -514,7 +514,7 @@ def pretrain(
     texts:str|Path|None=None, # For images with texts: a table (CSV, Excel) with the images' names and their texts
     text_cols:str|None=None, # Two columns of that table: names and texts, as in `file,caption`
     n_in:int=3, # Channels of the images of a folder
-    white:float|tuple|None=None, # White in files of 16 bits, as in 4095 for 12 bits, or black and white, -1024,3000; the encoder file remembers it
+    white:float|tuple|None=None, # White in files of 16 bits, 4095 for 12 bits, or black and white, -1024,3000; the encoder file has it
     cache:str|Path|None=None, # Folder of decoded images, or `device` for its memory; `decoded` beside the results if none is given
     no_cache:bool=False, # Decode the images in every epoch, if the disk is too small for all of them
     workers:int|None=None, # Processes that read images
