@@ -6,7 +6,7 @@
 __all__ = ['ssl_views', 'ssl_pretrain', 'ssl_distill', 'ssl_evaluate', 'ssl_embed', 'ssl_finetune']
 
 # %% ../nbs/89_cli.ipynb #ca3f079a
-import argparse, ast, inspect, itertools, json, math, os, signal, sys, threading, warnings
+import argparse, ast, inspect, itertools, json, math, os, shlex, signal, sys, threading, warnings
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Annotated
@@ -248,16 +248,20 @@ def parse_settings(settings:list # Each `name=value`
         except (ValueError,SyntaxError): res[k] = v
     return res
 
+def settable(method:str # Its name
+) -> dict:
+    "Names of what can be set, by the part of the training that they belong to"
+    not_here = 'print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
+    own = dict(fit=['n_epoch','lr_max','wd','pct_start','div','div_final','moms'], **methods[method].settings())
+    return {k:[n for n in ns if n not in not_here] for k,ns in own.items()}
+
 def change_settings(s:Suggestion, # As `suggest` gave it
                     method:str, settings:dict # Name of the method, and new values by name
 ) -> Suggestion:
     "Put `settings` where they belong; raise for names that no part of the training has"
-    cb = methods[method]
-    not_here = 'print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
-    own = {k:[n for n in ns if n not in not_here] for k,ns in cb.settings().items()}
-    own['fit'] = ['n_epoch','lr_max','wd','pct_start','div','div_final','moms']
+    own = settable(method)
     for k,v in settings.items():
-        part = first(p for p in ('fit','method','model','views') if k in own[p])
+        part = first(p for p in own if k in own[p])
         if part is None:
             known = '; '.join(f"{p}: {', '.join(ns)}" for p,ns in own.items())
             raise ValueError(f"set: {method} has no setting {k!r}. There are, for the {known}")
@@ -511,7 +515,7 @@ def verdict_lines(o:Evaluation) -> str:
     "The verdict on each of the encoders"
     return '\n'.join(map(str, verdicts(o).values()))
 
-def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
+def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3, command:str|None=None):
     "The encoder, and the report with an evaluation where there are labels"
     if rank_distrib(): return
     learn.save_encoder(out/'encoder.safetensors')
@@ -520,7 +524,7 @@ def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
         try:
             if not KNN().no_value(learn): evaluation = evaluate(learn, beside=named_encoders(beside, 'beside', n_in))
         except Exception as e: warn(f"there is no evaluation in the report: {e}")
-        try: learn.report(out/'report.html', evaluation=evaluation)
+        try: learn.report(out/'report.html', evaluation=evaluation or True, command=command)
         except Exception as e: warn(f"there is no report: {e}")
         if evaluation: print(f"{evaluation.table().to_string()}\n\n{verdict_lines(evaluation)}")
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
@@ -529,6 +533,32 @@ def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
         learn.export('learner.pkl')
         print(f"{out/'learner.pkl'}: both towers, for load_learner, embed_texts and zero_shot")
     if (out/'report.html').exists(): print(f"{out/'report.html'}: what happened, to open in a browser")
+
+# %% ../nbs/89_cli.ipynb #c0dc5ae4
+def _option(k, v) -> str:
+    "An option of a command with its value"
+    name = '--'+k.replace('_', '-')
+    if v is True: return name
+    if k in ('set','arch_set'): return shlex.join([name,*v])
+    v = ','.join(map(str, v)) if is_listy(v) else str(v)
+    return f'{name}={shlex.quote(v)}' if v.startswith('-') else shlex.join([name,v])
+
+def _plain(k, v) -> str|None:
+    "A setting as `parse_settings` reads it, if it can"
+    forms = f'{k}={v}'.replace(', ', ','),f'{k}={v}',f'{k}={v!r}'
+    return first(o for o in forms if parse_settings([o]) == {k:v})
+
+def command_again(learn:Learner, a:AttrDict, # What trained, and the arguments of the command
+                  s:Suggestion, mode:str # Its settings, and the mode in which it went
+) -> str:
+    "The command that repeats a training, to be pasted into a shell"
+    own,args = settable(a.method),{k:a.asked.get(k, a[k]) for k in inspect.signature(ssl_pretrain).parameters}
+    args |= dict(out=a.out.with_name(f'{a.out.name}-again'), arch=None if a.encoder else a.arch, epochs=s.fit.n_epoch,
+                 bs=learn.dls.train.bs, precision=mode)
+    args['set'] = list(filter(None, (_plain(k, v) for part in own for k,v in s[part].items() if k in own[part])))
+    n,path = a.asked['processes'],shlex.quote(args.pop('path'))
+    start = 'ssl_pretrain' if n == 1 else f'accelerate launch --num_processes {n} "$(which ssl_pretrain)"'
+    return ' \\\n  '.join([f'{start} {path}', *(_option(k, v) for k,v in args.items() if v is not None and v is not False)])
 
 # %% ../nbs/89_cli.ipynb #43731b37
 def _train(learn, a, s):
@@ -545,7 +575,8 @@ def _train(learn, a, s):
             learn.resume(a.out/'checkpoints', missing_ok=True)
             if hasattr(learn, 'resumed') and not rank_distrib(): print(f"Going on from {learn.resumed.where}")
             getattr(learn, s.schedule)(**s.fit)
-        finish(learn, a.out, not a.no_report, [o for o in (a.encoder, a.pretrained and a.arch, a.teacher) if o], a.n_in)
+        beside = [o for o in (a.encoder, a.pretrained and a.arch, a.teacher) if o]
+        finish(learn, a.out, not a.no_report, beside, a.n_in, command_again(learn, a, s, mode))
     if several: torch.distributed.destroy_process_group()
 
 # %% ../nbs/89_cli.ipynb #905e5ed2
