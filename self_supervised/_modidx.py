@@ -1384,8 +1384,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'self_supervised/evaluation/report.py'),
                                                    'self_supervised.evaluation.report._sample': ( 'evaluation.report.html#_sample',
                                                                                                   'self_supervised/evaluation/report.py'),
-                                                   'self_supervised.evaluation.report._sections': ( 'evaluation.report.html#_sections',
-                                                                                                    'self_supervised/evaluation/report.py'),
                                                    'self_supervised.evaluation.report._setup': ( 'evaluation.report.html#_setup',
                                                                                                  'self_supervised/evaluation/report.py'),
                                                    'self_supervised.evaluation.report._table': ( 'evaluation.report.html#_table',

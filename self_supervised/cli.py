@@ -553,7 +553,7 @@ def command_again(learn:Learner, a:AttrDict, # What trained, and the arguments o
 ) -> str:
     "The command that repeats a training, to be pasted into a shell"
     own,args = settable(a.method),{k:a.asked.get(k, a[k]) for k in inspect.signature(ssl_pretrain).parameters}
-    args |= dict(out=a.out.with_name(f'{a.out.name}-again'), arch=None if a.encoder else a.arch, epochs=s.fit.n_epoch,
+    args |= dict(out=a.out.resolve().with_name(f'{a.out.name}-again'), arch=None if a.encoder else a.arch, epochs=s.fit.n_epoch,
                  bs=learn.dls.train.bs, precision=mode)
     args['set'] = list(filter(None, (_plain(k, v) for part in own for k,v in s[part].items() if k in own[part])))
     n,path = a.asked['processes'],shlex.quote(args.pop('path'))

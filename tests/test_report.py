@@ -4,15 +4,15 @@ from html import unescape
 from pathlib import Path
 import matplotlib; matplotlib.use('Agg')
 import pandas as pd, pytest, torch
-from fastai.vision.all import Callback, Categorize, Learner, noop
+from fastai.vision.all import Callback, Categorize, Learner, Pipeline, noop
 from kit import METHODS, dls_of, fit, fitted, image, loaders, make, make_dls, same, state
 from self_supervised.evaluation.alarms import Alarm, Alarms
 from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.evaluation.pictures import is_empty, show_beside, views_beside
-from self_supervised.evaluation.protocol import evaluate
-from self_supervised.evaluation.report import _again, _alarms, _directions, _result, _time, _valid_loss, _verdict, _view_code, duration, learned
+from self_supervised.evaluation.protocol import Verdict, evaluate
+from self_supervised.evaluation.report import Evidence, _again, _alarms, _directions, _result, _time, _valid_loss, _verdict, _view_code, _views_code, duration, learned
 from self_supervised.training.checkpoint import Checkpoint
-from self_supervised.vision.all import get_batch_augs
+from self_supervised.vision.all import get_batch_augs, get_dino_aug_pipelines
 
 chromium = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 browser_there = pytest.mark.skipif(not chromium, reason='there is no Chromium: install Debian\'s package `chromium`, or set CHROMIUM to its path')
@@ -79,12 +79,10 @@ def test_result_comes_first(tmp_path):
         assert f'<strong>{level}.</strong><p>{100*mine:.1f} %' in said and 'untrained encoder' in said and '95 % interval' in said and text in said
     page = learn.report(tmp_path/'r.html', evaluation=o).read_text()
     head = page[:page.index('<nav')]
-    assert 'Learned something.' in head and 'No alarm' in head and 'a model that guesses' in head and head.count('held-out images') == 1
+    assert 'Learned something.' in head and 'No alarm' in head and 'A model that guesses has' in head and head.count('held-out images') == 1
     assert page.index('Evaluation beside baselines</h2>') < page.index('Course of training</h2>')
     assert 'No few-label result' in page and page.count('<details>') == 1
     assert page.count('<summary>All 12 epochs') == 1 and '<dt>valid_loss</dt>' in page and '<a href="https://arxiv.org/abs/2004.11362">' in page
-    code = page[page.index('<pre'):page.index('</pre>')]
-    compile(unescape(code[code.index('<code>')+6:code.index('</code>')]), 'again', 'exec')
     assert 'begun 20' in page and 'per epoch' in page and '12 epochs, ' in page
 
 def test_before_a_fit_and_without_a_method(tmp_path):
@@ -94,7 +92,7 @@ def test_before_a_fit_and_without_a_method(tmp_path):
 def test_names_are_escaped_and_labels_not_needed(tmp_path):
     learn = fit(make('byol', make_dls(labels=False, drop_last=True)))
     text = learn.report(tmp_path/'deep'/'r.html', title='<b>&').read_text()
-    assert '<b>&' not in text and '&lt;b&gt;&amp;' in text and 'no labels to evaluate with' in text and 'Nobody watched' in text and 'Cannot tell.' in text and 'takes labels of some held-out images' in text
+    assert '<b>&' not in text and '&lt;b&gt;&amp;' in text and 'no labels to evaluate with' in text and 'Nobody watched' in text and 'Cannot tell.' in text and 'takes labels for some held-out images' in text
 
 @pytest.mark.parametrize('name,labels', [*((n, True) for n in METHODS), ('moco',False), ('clip',False)])
 def test_every_method_has_a_whole_report(name, labels, tmp_path):
@@ -103,8 +101,9 @@ def test_every_method_has_a_whole_report(name, labels, tmp_path):
     text = learn.report(tmp_path/'r.html', evaluation=False).read_text()
     bare = re.sub(r'<[^>]+>', ' ', re.sub(r'src="data:[^"]+"', '', text))
     assert 'cannot be drawn' not in bare and not re.search(r'\bnan\b', bare, re.I), re.findall(r'.{80}(?:\bnan\b|cannot be drawn).{80}', bare, re.I)
+    compile(unescape(re.search('<pre[^>]*><code>(.*?)</code>', text, re.S)[1]), 'again', 'exec')
     assert text.count('<img ') >= 5 and not re.search(r'</h2>\s*</section>', text)
-    assert ('Retrieval</h2>' in text and 'have their own text' in bare) == (METHODS[name].cb.n_inp == 2)
+    assert ('Retrieval</h2>' in text and 'rank their own text' in bare) == (METHODS[name].cb.n_inp == 2)
 
 flags = 'collapsed','narrow','flat','void'
 
@@ -124,15 +123,15 @@ def test_evidence_of_the_validation_loss():
     "It fell, rose, was never a number, is no number any more, has one epoch, or is not there; a method that knows no loss of guessing says none"
     learn = fitted('vic_reg')
     for losses,kind,text in (([3,2,1], 'good', 'from 3 in the first epoch to 1.'), ([3,1,2], 'good', 'to 1 in epoch 1; in the last one it was 2'),
-                             ([3,math.nan,2], 'good', 'to 2.'), ([1,1,2], 'bad', 'never was below the 1'), ([3,2,math.nan], 'bad', 'no number'),
-                             ([math.nan]*2, 'bad', 'no number'), ([None,None], 'bad', 'no number'), ([3], 'unsure', 'no course')):
+                             ([3,math.nan,2], 'good', 'to 2.'), ([1,1,2], 'bad', 'never fell below the 1'), ([3,2,math.nan], 'bad', 'NaN or infinite'),
+                             ([math.nan]*2, 'bad', 'NaN or infinite'), ([None,None], 'bad', 'NaN or infinite'), ([3], 'unsure', 'no trend')):
         o = _valid_loss(learn, pd.Series(losses))
         assert o.kind == kind and text in o.text and 'guesses' not in o.text and o.doubt == 'flat'*(kind == 'bad'), (losses, o)
 
 def test_evidence_of_directions():
     learn,z = fitted('sim_clr'),torch.randn(200, 64)
     line = torch.randn(200, 1)*torch.ones(64)
-    for features,kind,text in ((z,'good','of 64 directions'), (line,'bad','1.0 of 64'), (z*math.nan,'bad','no numbers'), (torch.zeros(200, 64),'bad','0.0 of 64')):
+    for features,kind,text in ((z,'good','of 64 directions'), (line,'bad','1.0 of 64'), (z*math.nan,'bad','NaN or infinite'), (torch.zeros(200, 64),'bad','0.0 of 64')):
         o = _directions(learn, features, 'validation')
         assert o.kind == kind and text in o.text and o.doubt == 'narrow'*(kind == 'bad')
     classes = torch.eye(2).repeat(100, 100)                                                # two classes are two directions
@@ -153,6 +152,16 @@ def test_evidence_of_alarms():
     assert (_alarms(learn)[0].kind,_alarms(learn)[0].doubt) == ('bad','collapsed')
     cb.raised,cb.min_steps = [],1
     assert [o.name for o in _alarms(learn)] == ['No alarm'] and [o.name for o in _alarms(fitted('sim_clr'))] == ['Alarms']
+
+def test_a_sentence_for_each_case():
+    "The answer names what decided it"
+    good,bad = Verdict(.9, 500, 'are found', {'raw pixels':.5}, .1),Verdict(.4, 500, 'are found', {'raw pixels':.5}, .1)
+    broken,flat = Evidence('Alarm', 'bad', 'it broke', 'collapsed'),Evidence('Validation loss', 'bad', 'it rose', 'flat')
+    for result,evidence,level,text in ((good, [], 'Learned something', 'above raw pixels'), (good, [flat], 'Cannot tell', 'However, the validation loss never improved.'),
+                                       (None, [], 'Cannot tell', 'Why not. Telling whether the features are good takes labels'), (bad, [flat], 'Nothing learned', 'no better than raw'),
+                                       (None, [broken,flat], 'Nothing learned', 'An alarm still stands and the validation loss never improved, and no evaluation says otherwise.')):
+        page = _verdict(result, 'Why not.', evidence)
+        assert level in page and text in page and all(o.text in page for o in evidence), (level, page)
 
 def test_one_class(tmp_path):
     "The page says why it has no evaluation"
@@ -190,7 +199,7 @@ def test_empty_views_are_named(tmp_path):
     assert len(x) == 16 and .1 < share < .9 and not is_empty(x).any() and is_empty(torch.full((1,3,4,4), .3)).all()
     assert any('(empty)' in o.get_title() for o in show_beside(x, views).flat)
     text = learn.report(tmp_path/'r.html', evaluation=False).read_text()
-    assert 'Views are empty.' in text and 'one colour from edge to edge' in text and 'is empty, one' not in text
+    assert f'{100*share:.1f} % of the views are empty.' in text and 'a single colour from edge to edge' in text and 'is empty, that is' not in text
 
 @pytest.mark.parametrize('kw', [{}, dict(rotate=False, bw=False, blur=False), dict(solarize=True, solarize_p=1., stats=None), dict(jitter=False, resize_scale=(.5,1.)),
                                 dict(jitter_s=.2, flip_p=0., same_on_batch=True, stats=([.5],[.2]))])
@@ -199,6 +208,14 @@ def test_code_of_views(kw):
     b = eval(_view_code(a), dict(get_batch_augs=get_batch_augs))
     assert b.fs[0].recipe == a.fs[0].recipe or not kw.get('rotate', True)
 
+def test_code_of_several_views():
+    "Those that follow each other and are alike are written once, as small crops are; what is not of get_batch_augs is three dots"
+    pipes = get_dino_aug_pipelines(32, n_small=3)
+    code = _views_code(pipes)
+    again = eval(code, dict(get_batch_augs=get_batch_augs))
+    assert [p.fs[0].recipe for p in again] == [p.fs[0].recipe for p in pipes] and code.count('get_batch_augs') == 3 and 'range(3)' in code
+    assert _views_code([Pipeline([noop], split_idx=0)]) == '[...]' and 'xtra_tfms=...' in _view_code(get_batch_augs(16, xtra_tfms=[noop]))
+
 @pytest.mark.parametrize('name,schedule', [('sim_clr','fit'), ('byol','fit_one_cycle'), ('moco','fit_flat_cos')])
 def test_cells_of_a_notebook_repeat_the_training(name, schedule):
     "With what they do not know filled in"
@@ -206,7 +223,7 @@ def test_cells_of_a_notebook_repeat_the_training(name, schedule):
     if name == 'byol': learn.metrics = ssl_metrics(learn)
     with learn.no_bar(), learn.no_logging(): getattr(learn, schedule)(2, 1e-3)
     code,missing = _again(learn, getattr(learn, name))
-    assert code.count('...') == 2 == len(missing) and f'learn.{schedule}(2, 0.001, wd=0.01)' in code, code
+    assert code.count('...') == len(missing) == 2 and f'learn.{schedule}(2, 0.001, wd=0.01)' in code, code
     env = {}
     exec(code.replace('set_seed(...)', 'set_seed(0)').replace('dls = ...', 'from kit import make_dls; dls = make_dls()')
              .replace('learn.fit', 'learn.remove_cb(ProgressCallback); learn.logger = noop; learn.fit'), env)
