@@ -7,7 +7,7 @@ __all__ = ['methods', 'Paper', 'SSLCallback', 'StagedMixin', 'taught', 'TeacherC
            'QueueMixin', 'KeyQueueCallback', 'CorrelationsMixin', 'TermsMixin']
 
 # %% ../nbs/09_callback.ipynb #5b9c880b
-import difflib, inspect
+import difflib, inspect, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fastcore.docments import docments
@@ -224,6 +224,23 @@ class Method(FitCallback):
         if cls.takes('teacher'): return 'a better encoder'
         return 'labels of some images' if cls.learns_from_labels() else ''
 
+# %% ../nbs/09_callback.ipynb #bc5037db
+class Timed(Method):
+    "A method that knows when its last fit began, and went on, and how many seconds each epoch took"
+    began,times = (),()
+    def before_fit(self):
+        super().before_fit()
+        if trains(self.learn): self.began,self.times = [time.time()],[]
+    def before_epoch(self): self.epoch_began = time.time()
+    def after_epoch(self):
+        if trains(self.learn): self.times.append(time.time()-self.epoch_began)
+    def state_dict(self) -> dict:
+        "For a checkpoint"
+        return dict(began=self.began, times=self.times, elapsed=time.time()-self.epoch_began)
+    def load_state_dict(self, state:dict):
+        self.began,self.times = [*state['began'],self.began[-1]],list(state['times'])
+        self.epoch_began = time.time()-state['elapsed']
+
 # %% ../nbs/09_callback.ipynb #1f38a654
 def check_names(name:str, given:dict, settings:dict):
     "Raise for a setting that neither the method called `name`, as its `settings` say, nor `Learner` has"
@@ -246,7 +263,7 @@ def unsup_of(vocab:object) -> int|None:
     "Number of `unsup` in a vocabulary; None if it is not there"
     return getattr(vocab, 'o2i', {}).get('unsup')
 
-class Assembled(Method):
+class Assembled(Timed):
     "A method that puts its own learner together"
     @classmethod
     def settings(cls) -> dict:
@@ -277,7 +294,6 @@ class Assembled(Method):
         if isinstance(encoder, str): encoder = layers.new_encoder(encoder, False, n_in, size)
         augs = cls.create_views(size, **{**channel_views(n_in), **of['views']})
         return Learner(dls, cls.create_model(encoder, **of['model']), cbs=[cls(augs, **of['method']), *L(cbs)], **kwargs)
-
 
 # %% ../nbs/09_callback.ipynb #ec617661
 class Shown(Assembled):

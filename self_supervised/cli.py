@@ -6,7 +6,7 @@
 __all__ = ['ssl_views', 'ssl_pretrain', 'ssl_distill', 'ssl_evaluate', 'ssl_embed', 'ssl_finetune']
 
 # %% ../nbs/98_cli.ipynb #ca3f079a
-import ast, inspect, itertools, json, sys, warnings
+import inspect, itertools, json, sys, warnings
 from typing import Annotated
 from fastcore.docments import ann_parts, docments
 from fastprogress import fastprogress
@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from self_supervised.training.pretraining import *
     from self_supervised.training.pretraining import (
         MetricsFile, _channels, _check_folder, _read_size, _size, _views, built_in, change_settings, check_numbers,
-        read_asked, read_images, shown, verdict_lines)
+        parse_settings, read_asked, read_images, shown, verdict_lines)
     from self_supervised.vision.all import *
     from self_supervised.data.images import check_writable, unreadable, warn_enlarged
     from self_supervised.data.loaders import labels_of
@@ -78,17 +78,6 @@ def main(name:str, /, debug:bool=False, **args):
         sys.exit(1)
 
 # %% ../nbs/98_cli.ipynb #94c04a79
-def parse_settings(settings:list # Each `name=value`
-) -> dict:
-    "Names and Python values: numbers, tuples, True, None; anything else is a string"
-    res = {}
-    for o in settings:
-        k,eq,v = o.partition('=')
-        if not eq or not k: raise ValueError(f"set: {o!r} is not NAME=VALUE")
-        try: res[k] = ast.literal_eval(v)
-        except (ValueError,SyntaxError): res[k] = v
-    return res
-
 _said = docments(pretrain, full=True)
 def _as(name):
     "As in `pretrain`"

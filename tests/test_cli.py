@@ -1,5 +1,6 @@
 "The command line, as somebody uses it in their first hour: on their own photographs, with Ctrl-C in the middle, with mistakes, in a log."
-import inspect, math, os, pty, re, shutil, signal, subprocess, sys, warnings
+import inspect, math, os, pty, re, shlex, shutil, signal, subprocess, sys, warnings
+from html import unescape
 from pathlib import Path
 
 import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch, warm
@@ -218,7 +219,7 @@ def test_few_images_of_12_bits(tmp_path, typed):
     typed('ssl_views', tmp_path/'slides', '--white', 4095, '--n-in', 1, '--size', 32, '--out', tmp_path/'v.png')
 
 def test_a_table_of_few_labels(trained, photos, tmp_path, typed):
-    "SupCon mixes labelled and unlabelled images by itself; the report has an evaluation, with the encoder that it began with"
+    "SupCon mixes labelled and unlabelled images by itself; the report has an evaluation, with the encoder that it began with, and the command that repeats all"
     files = sorted((photos/'train').rglob('[0-9]*.jpg'))
     rows = [(f.relative_to(photos).as_posix(), f.parent.name) for f in files if int(f.stem) < 3] + \
            [(f.relative_to(photos).as_posix(), f.parent.name) for f in sorted((photos/'valid').rglob('*.jpg'))]
@@ -227,7 +228,13 @@ def test_a_table_of_few_labels(trained, photos, tmp_path, typed):
             '--encoder', trained[0]/'encoder.safetensors', '--size', 32, '--bs', 16, '--out', tmp_path/'o', '--set', 'temp=.3', 'reg_lambda=2')
     assert re.search(r'temp +0.3 +as asked', said) and 'raw pixels' in said
     page = (tmp_path/'o'/'report.html').read_text()
-    assert 'SupCon' in page and 'Beside it: raw pixels' in page and 'simclr, as it is' in page and 'knn' in table(tmp_path/'o')
+    assert 'SupCon' in page and 'raw pixels' in page and 'simclr, as it is' in page and 'knn' in table(tmp_path/'o')
+    code = unescape(re.search('<pre[^>]*><code>(.*?)</code>', page, re.S)[1]).replace('\\\n', '')
+    assert all(o in code for o in ('--seed 0','--method supcon','--encoder','temp=0.3','hidden_size'))
+    name,*args = shlex.split(code)
+    typed(name, *args, '--no-report', '--out', tmp_path/'again')
+    a,b = (load_file(tmp_path/o/'encoder.safetensors') for o in ('o','again'))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"

@@ -22,7 +22,7 @@ from .health import *
 from .features import is_labelled, learner_unsup
 from ..fit import trains
 from ..collectives import all_objects
-from .health import doubles, singular_values, training_batch
+from .health import doubles, learner_method, singular_values, training_batch
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #de14e094
 @dataclass
@@ -35,6 +35,7 @@ class Alarm:
     why:str # What this means
     tries:tuple # Two things to try
     epoch:int|None=None # Epoch after which it was seen; None is before the first step
+    denies:str='' # What cannot be good as long as it stands: 'features', 'evaluation', or nothing
 
     def __str__(self):
         when = 'before the first step' if self.epoch is None else f'epoch {self.epoch}'
@@ -76,11 +77,12 @@ checks = [] # All alarms that there are, in the order in which they are asked
 
 def alarm(
     when:str, # 'start', before the first step, or 'training', after an epoch
-    rows:dict # Each alarm that it may raise: what it has seen, and what that usually is
+    rows:dict, # Each alarm that it may raise: what it has seen, and what that usually is
+    denies:str='' # As of an `Alarm`: do features, or an evaluation, say nothing if it is right?
 ):
     "Make a function of what `look` saw, which gives an `Alarm` or nothing, one that `Alarms` asks"
     def register(f):
-        f.when,f.rows = when,rows
+        f.when,f.rows,f.denies = when,rows,denies
         checks[:] = [o for o in checks if o.__name__ != f.__name__] + [f]
         return f
     return register
@@ -185,7 +187,7 @@ def _contents(ds, n, seed=0):
 
 @alarm('start', {
     'validation images in training': ('the same pictures in both sets',
-        'copies, or frames of one film on both sides of the split')})
+        'copies, or frames of one film on both sides of the split')}, denies='evaluation')
 def sets_overlap(s:AttrDict, n:int=2000):
     valid = dataset_len(s.learn.dls.valid) if len(getattr(s.learn.dls, 'loaders', ())) > 1 else 0
     if not valid or not s.total: return
@@ -199,7 +201,7 @@ def sets_overlap(s:AttrDict, n:int=2000):
 # %% ../../nbs/73_evaluation.alarms.ipynb #e7bb7e98
 @alarm('training', {
     'views say nothing of the image': ('views of one image are no more alike than those of two',
-        'augmentations that are too strong')})
+        'augmentations that are too strong')}, denies='features')
 def views_unrelated(s:AttrDict):
     chance = .5 + 3*(1/(12*s.n))**.5
     best = max(s.auc, s.feature_auc, s.pixel_auc if s.pixel_auc == s.pixel_auc else 0)
@@ -211,7 +213,7 @@ def views_unrelated(s:AttrDict):
 # %% ../../nbs/73_evaluation.alarms.ipynb #4995194d
 @alarm('training', {
     'collapse': ("embeddings, or features, point in one direction; or VICReg's variance term is that of a constant",
-        'no predictor, no stopped gradient, `m=0`, a learning rate that is too high')})
+        'no predictor, no stopped gradient, `m=0`, a learning rate that is too high')}, denies='features')
 def collapse(s:AttrDict):
     tries = ("a lower learning rate, and BatchNorm in the projector",
              "for BYOL and SimSiam check that the predictor is there and the teacher's gradient is stopped; for VICReg raise variance")
@@ -224,18 +226,21 @@ def collapse(s:AttrDict):
                      "different images", s.auc, .5, 'is chance', tries)
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #fa8e4447
+def fewest(learn:Learner, width:int, share:float=.03) -> float:
+    "The RankMe of a collapse in so many dimensions; where labels are learned from, as many directions as there are classes would do"
+    if not learner_method(learn).learns_from_labels(): return share*width
+    return min(share*width, len(label_vocab(learn.dls) or [0]*100)/2)
+
 @alarm('training', {
     'few directions': ('RankMe, the number of directions in use, is a few per cent of the width',
-        'a learning rate that is too high; a method whose loss has no term that prevents it')})
+        'a learning rate that is too high; a method whose loss has no term that prevents it')}, denies='features')
 def few_directions(s:AttrDict):
-    least = (.06 if s.step_size > .03 else .03)*s.width
-    if s.cb.learns_from_labels(): least = min(least, len(label_vocab(s.learn.dls) or [0]*100)/2)
-    if s.rankme < least:
+    if s.rankme < fewest(s.learn, s.width, .06 if s.step_size > .03 else .03):
         return Alarm('few directions', f'RankMe, the number of directions in use, of which there are {s.width},', s.rankme, 1,
                      'is all of them on a line',
                      ('a lower learning rate','more BatchNorm in the projector, or a method with a term against it, e.g. VICReg'))
 
-@alarm('training', {})
+@alarm('training', {}, denies='features')
 def term_lost(s:AttrDict):
     for name,worst in s.cb.trivial_terms.items():
         if s.terms.get(name, 0) > .9*worst:
@@ -243,18 +248,22 @@ def term_lost(s:AttrDict):
                          (f'a larger weight of {name}, as in the paper','a lower learning rate'))
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #85ba2d6b
+def _wrong(s): return bool(s.trivial) and s.first_loss > 2*s.first_trivial
+
 @alarm('training', {
     'loss above guessing': ("the first epoch's loss is twice that of guessing",
-        'a temperature that is too low, or a learning rate that is too high'),
-    'loss is flat': ('the loss is that of a model that guesses',
-        'views that show nothing of the image, or a learning rate or temperature that is far off')})
-def loss_trivial(s:AttrDict):
-    if not s.trivial: return
-    if s.first_loss > 2*s.first_trivial:
+        'a temperature that is too low, or a learning rate that is too high')})
+def loss_above(s:AttrDict):
+    if _wrong(s):
         return Alarm('loss above guessing', 'the loss of the first epoch', s.first_loss, s.first_trivial,
                      'is that of a model that guesses; this one is sure, and wrong',
                      ('a higher temp, .1 to .5','a lower learning rate'))
-    if s.loss > .99*s.trivial:
+
+@alarm('training', {
+    'loss is flat': ('the loss is that of a model that guesses',
+        'views that show nothing of the image, or a learning rate or temperature that is far off')}, denies='features')
+def loss_flat(s:AttrDict):
+    if s.trivial and s.loss > .99*s.trivial and not _wrong(s):
         return Alarm('loss is flat', 'the loss', s.loss, s.trivial, 'is that of a model that guesses',
                      ('look at the views with .show(): is enough of the image left?',
                       'another learning rate, ten times lower or higher, and temp between .1 and .5'))
@@ -273,7 +282,7 @@ def teacher_off(s:AttrDict):
                      ('m=.99, or .996 for long trainings','check that nothing cancels the steps'))
 
 @alarm('training', {
-    'queue of one image': ('all entries are nearly the same', 'collapse of the keys, `m` that is too low')})
+    'queue of one image': ('all entries are nearly the same', 'collapse of the keys, `m` that is too low')}, denies='features')
 def queue_alike(s:AttrDict):
     if s.get('queue_spread', 1) < .1:
         return Alarm('queue of one image', 'the spread of the queue', s.queue_spread, 0, 'is one image for all entries',
@@ -382,9 +391,15 @@ class _Said(_Remembered):
                     'a learning rate that is too high, fp16 without a scaler')}
     names = property(lambda self: [o.name for o in self.raised])
 
+    def found(self, when, s):
+        "What the checks find, one after the other"
+        for f in checks:
+            if f.when != when or not (res := f(s)): continue
+            res.denies = f.denies
+            yield res
     def sound(self, when, s, epoch=None):
         "Say what the checks find that has not been said"
-        for found in filter(None, (f(s) for f in checks if f.when == when)):
+        for found in self.found(when, s):
             if found.name in self.names: continue
             if self.step_size() > .03 and found.name in self.by_rate: self.blame_rate(found)
             if found.name in self.names: continue
@@ -401,7 +416,7 @@ class _Said(_Remembered):
         where,before = where_nan(self.learn),len(self.raised)
         tries = 'a learning rate ten times lower','clip gradients with GradientClip(1.)'
         self.raised.append(Alarm('NaN', f'the loss of step {self.n_steps} began to be no number in {where}: it', float(self.losses[-1]),
-                                 math.nan, 'cannot be trained on', tries, self.epoch))
+                                 math.nan, 'cannot be trained on', tries, self.epoch, 'features'))
         if not rank_distrib(): print(self.raised[-1])
         self.leave(before)
     def leave(self, before:int):
@@ -409,8 +424,19 @@ class _Said(_Remembered):
         new = len(self.raised) > before
         if self.stop and (any(all_objects(new)) if self.cb.distributed else new): raise CancelFitException()
 
+# %% ../../nbs/73_evaluation.alarms.ipynb #d00e398a
+class _Standing(_Said):
+    @property
+    def standing(self) -> list:
+        "Those of `raised` that the figures after the last epoch would raise again"
+        if not self.looks: return self.raised
+        s = AttrDict(self.looks[-1], learn=self.learn, cb=self.cb)                # which no checkpoint holds
+        now = {o.name for o in self.found('training', s)}
+        if now & {*self.by_rate}: now.add('learning rate too high')
+        return [o for o in self.raised if o.epoch is None or o.name in now or o.name == 'NaN']
+
 # %% ../../nbs/73_evaluation.alarms.ipynb #b7b3d694
-class Alarms(_Said):
+class Alarms(_Standing):
     "Say what is wrong with a training, and what to try: before it, after every epoch, and when the loss is no number"
     order,_counted = 70,('losses','trivials','steps','told','n_steps','first_teacher')          # after `Recorder` has written its row
     def __init__(self,

@@ -13,11 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from fastai.vision.all import *
-from ..augmentations import ToImageBatch, as_title, decode_views, no_random_change, visible, whole_views
+from ..augmentations import ToImageBatch, as_title, decode_views, make_views, no_random_change, visible, whole_views
 from ..fit import replacing
 from ..data import label_vocab
 from .features import classes_only, encoder_of, get_features, how_trained, image_channels, learner_unsup
-from .health import learner_method, view_embeddings
+from .health import learner_method, training_batch, view_embeddings
 from .neighbours import image_and_label
 from ..data.images import read_image
 from ..layers import evaluating, tiled
@@ -39,6 +39,39 @@ def _draw(im, ax, title=None, color='black', **kwargs):
     "An image (C, H, W) in [0,1] with a small title"
     show_image(visible(im).permute(1,2,0).cpu().numpy(), ctx=ax, cmap='gray', vmin=0, vmax=1, **kwargs)
     if title: ax.set_title(title, fontsize=8, color=color)
+
+# %% ../../nbs/75_evaluation.pictures.ipynb #0516664f
+def views_beside(learn:Learner, n:int=128, seed:int=0) -> tuple: # A batch (n, C, H, W) in [0,1], and as many of each view
+    "Some training images, and the views that the learner's method makes of them, as one would look at them; training is not disturbed"
+    cb = learner_method(learn)
+    with no_random_change():
+        set_seed(seed)
+        x = training_batch(learn, n)[0]
+        views = make_views(cb.aug_pipelines, x)
+    return ToImageBatch()(x).cpu(),[decode_views(p, v).cpu() for p,v in zip(cb.aug_pipelines, views)]
+
+def is_empty(x:Tensor) -> Tensor: # (n,) booleans
+    "Which images (n, C, H, W) in [0,1] have but one colour, give or take a grey level in 255"
+    return x.as_subclass(Tensor).flatten(2).std(2).amax(1) < 1/255
+
+# %% ../../nbs/75_evaluation.pictures.ipynb #4da7b173
+def show_beside(
+    x:Tensor, views:list, # As `views_beside` gives them
+    n:int=6, # Images to show; three where their views fill a row
+    width:float=9.6 # Inches of a row
+) -> np.ndarray: # Axes
+    "Images, and beside each its views; an empty one is named"
+    each = 1+len(views)
+    per_row = max(6//each, 1)
+    n = min(n, len(x), 3*per_row)
+    axs = _grid(None, -(-n//per_row), each*per_row, width/(each*per_row))
+    for ax in axs.flat: ax.axis('off')
+    for i,row in zip(range(n), axs.reshape(-1, each)):
+        _draw(x[i], row[0], f'image {i+1}')
+        for j,(ax,v) in enumerate(zip(row[1:], views)):
+            empty = bool(is_empty(v[i][None]))
+            _draw(v[i], ax, f'view {j+1}'+' (empty)'*empty, _colors[2] if empty else 'black')
+    return axs
 
 # %% ../../nbs/75_evaluation.pictures.ipynb #f77be45e
 def _check_views(z):
@@ -411,7 +444,8 @@ def _panel_axes(n, ncols):
 def plot_health(
     history:Learner|pd.DataFrame, # A learner that has trained, or a row for each epoch
     ncols:int=3, # Panels in a row
-    axs:np.ndarray|None=None # As many axes as there are panels, or more
+    axs:np.ndarray|None=None, # As many axes as there are panels, or more
+    lines:dict|None=None # For a panel, by its title: values to compare with, by name
 ) -> np.ndarray: # The axes that are used
     "Losses in one panel, and a panel for every other column with numbers, over epochs"
     df = learner_history(history) if isinstance(history, Learner) else history
@@ -428,9 +462,12 @@ def plot_health(
     for ax,(title,names) in zip(axs, panels):
         for name,color in zip(names, itertools.cycle(_colors)):
             ax.plot(epoch, df[name], color=color, marker='.', label=name)
+        known = (lines or {}).get(title, {})
+        for (name,v),style in zip(known.items(), itertools.cycle(('--',':','-.'))):
+            ax.axhline(v, color='dimgrey', ls=style, lw=1, label=name)
         ax.set_title(title, fontsize=9)
         ax.set_xlabel('epoch')
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.tick_params(labelbottom=True)
-        if len(names) > 1: ax.legend(fontsize=7)
+        if len(names) > 1 or known: ax.legend(fontsize=7)
     return axs[:len(panels)]

@@ -48,10 +48,10 @@ class Verdict:
         n:int, # How many these are
         how:str, # How they got their class, in words
         rivals:dict, # Other accuracies on them, by name
-        guessed:float # What guessing finds of them
+        guessed:float|None=None # What guessing the commonest class finds of them, if there are classes
     ):
         store_attr()
-        self.rivals = {**rivals, 'guessing the commonest class':guessed}
+        self.rivals = {**rivals, **({} if guessed is None else {'guessing the commonest class':guessed})}
         self.low,self.high = binomtest(round(accuracy*n), n).proportion_ci(method='wilson')
         rival,best = max(self.rivals.items(), key=itemgetter(1))
         self.kind,self.text = 'unsure',f"So few images cannot tell it from {rival}."

@@ -6,14 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/77_evaluation.report.ipynb #073e587c
-import base64, io, platform
-from itertools import cycle
+import base64, inspect, io, itertools, platform
+from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup, escape
 import PIL.Image
 from fastai.vision.all import *
 import self_supervised
+from ..augmentations import *
+from ..augmentations import get_norm, norm_stats
 from ..callback import *
 from ..data.loaders import labels_of
 from ..data.seen import learner_size
@@ -24,10 +27,12 @@ from .neighbours import *
 from .health import *
 from .health import figures, learner_method
 from .alarms import *
+from .alarms import fewest
 from .protocol import *
-from .protocol import percent, verdicts
+from .protocol import Verdict, percent, verdicts
 from .pictures import *
-from .retrieval import embeddings, retrieval
+from .pictures import is_empty, show_beside, views_beside
+from .retrieval import embeddings, places, retrieval
 from .features import classes_only, is_labelled, learner_unsup
 
 # %% ../../nbs/77_evaluation.report.ipynb #7f09ae0b
@@ -39,7 +44,7 @@ _style = '''
           --link:#9cc4ff } }
 * { box-sizing: border-box }
 body { font: 1rem/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 62rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
+       max-width: 992px; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 }
 h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--line) }
 a { color: var(--link) } nav a { margin-right: 1rem; display: inline-block }
@@ -50,14 +55,22 @@ th[scope=row], th:first-child, .text td, .text th { text-align: left } .text td,
 figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 figcaption, caption, small { font-size: .9rem; color: var(--soft-ink) } dt { font-weight: 600 } dd { margin: 0 0 .4rem 1rem }
 @media (prefers-color-scheme: dark) { img { filter: brightness(.8) } }
-.bad, .good, .unsure { border-left: .4rem solid; padding: .5rem .8rem; background: var(--soft); margin: .5rem 0 }
-.bad { border-color: var(--bad) } .good { border-color: var(--good) }
-pre { background: var(--soft); padding: .6rem; overflow-x: auto } :focus-visible { outline: 3px solid var(--link) }
+.note { border-left: .4rem solid; padding: .5rem .8rem; background: var(--soft); margin: .8rem 0 }
+.note.bad { border-color: var(--bad) } .note.good { border-color: var(--good) }
+.verdict { padding: .8rem 1.2rem } .verdict > strong { font-size: 1.25rem; display: block } .verdict p { margin: .3rem 0 .8rem }
+.verdict ul { margin: 0; padding: .6rem 0 0 1.4rem; border-top: 1px solid var(--line); font-size: .95rem }
+.verdict li { margin: .25rem 0; padding-left: .3rem }
+li.good { list-style-type: '✓' } li.bad { list-style-type: '✗' } li.unsure { list-style-type: '?' }
+li.good::marker, .good > strong { color: var(--good) } li.bad::marker, .bad > strong { color: var(--bad) } li::marker { font-weight: 700 }
+pre { background: var(--soft); padding: .6rem; overflow-x: auto; white-space: pre-wrap; font-size: .85rem }
+:focus-visible { outline: 3px solid var(--link) }
 '''
 
 # %% ../../nbs/77_evaluation.report.ipynb #5bf91413
 _templates = dict(
-    note='<p{% if kind %} class="{{ kind }}"{% endif %}>{% if strong %}<strong>{{ strong }}</strong> {% endif %}{{ text }}</p>',
+    note='<p{% if kind %} class="note {{ kind }}"{% endif %}>{% if strong %}<strong>{{ strong }}</strong> {% endif %}{{ text }}</p>',
+    verdict='''<div class="note verdict {{ kind }}"><strong>{{ strong }}</strong><p>{{ text }}</p>
+<ul>{% for o in evidence %}<li class="{{ o.kind }}"><b>{{ o.name }}:</b> {{ o.text }}</li>{% endfor %}</ul></div>''',
     table='''<div class="scroll" tabindex="0" role="region" aria-label="{{ caption }}"><table class="{{ kind }}">
 <caption>{{ caption }}</caption>
 <thead><tr>{% for o in head %}<th scope="col">{{ o }}</th>{% endfor %}</tr></thead>
@@ -95,12 +108,18 @@ def _table(df:pd.DataFrame, caption:str, text:bool=False) -> Markup:
     return _html('table', caption=caption, kind='text' if text else 'numbers', head=[df.index.name or '', *df.columns], rows=rows)
 
 # %% ../../nbs/77_evaluation.report.ipynb #8751998a
+_sober = {'font.size':9, 'axes.titlesize':9, 'axes.titleweight':'bold', 'axes.spines.top':False, 'axes.spines.right':False,
+          'axes.edgecolor':'#8a9199', 'axes.grid':True, 'axes.axisbelow':True, 'grid.color':'#e6e9ec', 'legend.frameon':False}
+_width = 9.6 # Inches of a picture, which has 960 pixels as the page has
+
 def _picture(draw:Callable, caption:str) -> Markup:
-    "What `draw` draws, inside the page; if it cannot be drawn, why"
+    "What `draw` draws, inside the page and as wide as it; if it cannot be drawn, why"
     try:
-        axs = draw()
-        fig,buf = first(np.ravel(axs)).figure,io.BytesIO()
-        fig.savefig(buf, dpi=110, facecolor='white', bbox_inches='tight')
+        with plt.rc_context(_sober):
+            fig,buf = first(np.ravel(draw())).figure,io.BytesIO()
+            fig.set_layout_engine('constrained')
+            fig.set_figwidth(_width)
+            fig.savefig(buf, dpi=100, facecolor='white')
         plt.close(fig)
     except Exception as e: return _note(f'{caption}: cannot be drawn ({type(e).__name__}: {e}).')
     im,small = PIL.Image.open(buf).convert('RGB'),io.BytesIO()
@@ -111,6 +130,25 @@ def _picture(draw:Callable, caption:str) -> Markup:
 # %% ../../nbs/77_evaluation.report.ipynb #eaf4d36b
 def _opt_name(learn): return getattr(getattr(learn.opt_func, 'func', learn.opt_func), '__name__', '...')
 
+def duration(s:float) -> str:
+    "Seconds in words"
+    for unit,name in ((86400,'days'), (3600,'hours'), (60,'minutes')):
+        if s >= 2*unit: return f'{s/unit:.1f} {name}'
+    return f'{s:.3g} seconds'
+
+def _epochs(learn) -> str:
+    "How many there were, of how many"
+    n,of = len(learn.recorder.values),getattr(learn, 'n_epoch', 0)
+    return f"{n} epoch{'s'*(n != 1)}" if n >= of else f'{n} of {of} epochs, as it was interrupted'
+
+def _time(cb) -> str:
+    "When the training began, and how long it took"
+    if not cb.times: return 'not known'
+    began,*again = [datetime.fromtimestamp(o).strftime('%Y-%m-%d %H:%M') for o in cb.began]
+    went_on = f", went on {' and '.join(again)}" if again else ''
+    return f"begun {began}{went_on}; took {duration(sum(cb.times))}, {duration(np.median(cb.times))} per epoch (the median)"
+
+# %% ../../nbs/77_evaluation.report.ipynb #9858f7af
 def _setup(learn, cb) -> pd.DataFrame:
     "What was trained on what"
     model,rec,spec = get_model(learn.model),learn.recorder,getattr(get_model(learn.model).encoder, 'spec', {})
@@ -123,7 +161,8 @@ def _setup(learn, cb) -> pd.DataFrame:
             'views':f"{cb.n_views} of each image, the first of {' × '.join(map(str, L(learner_size(learn)))) or '?'} pixels",
             'labels':f'{n} of the training images, {len(vocab or [])-(unsup is not None)} classes' if n else 'none',
             'encoder':f"{spec.get('arch', type(model.encoder).__name__)}, {count(model.encoder)}", 'projector':count(model.projector),
-            'training':f'{len(rec.values)} epochs, {len(rec.losses)} steps, batches of {getattr(learn.dls.train, "bs", "?")} images',
+            'training':f'{_epochs(learn)}, {len(rec.losses)} steps, batches of {getattr(learn.dls.train, "bs", "?")} images',
+            'time':_time(cb),
             'optimizer':f"{_opt_name(learn)}, largest learning rate {max(rec.lrs, default=math.nan):.3g}",
             'precision':first(type(o).__name__ for o in learn._grab_cbs(MixedPrecision)) or 'fp32',
             'callbacks':', '.join(type(o).__name__ for o in learn.cbs)}
@@ -135,96 +174,178 @@ def _environment(learn) -> pd.DataFrame:
                                     'system':f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
                                     'device':str(next(learn.model.parameters()).device)}}).rename_axis('what')
 
-def _call(f, args): return f"{f}({', '.join(args)})"
-
-# %% ../../nbs/77_evaluation.report.ipynb #eb8c36b1
-def _again(learn, cb) -> str:
-    "Code for the same training, as far as the learner knows it"
-    spec,name = getattr(get_model(learn.model).encoder, 'spec', {}),type(cb).__name__
-    known = {**{k:spec[k] for k in ('n_in','pool_type','stem') if spec.get(k) is not None}, **spec.get('kwargs', {})}
-    enc = [repr(spec.get('arch', '...')), 'pretrained=False', *(f'{k}={v!r}' for k,v in known.items())]
-    method = _call(name, ['augs', *(f'{n}={v}' for n,v in cb.arguments().items())])
-    lr = max(learn.recorder.lrs, default=math.nan)
-    return '\n'.join(['from self_supervised.vision.all import *', 'set_seed(...)   # before data and model are made',
-                      f"encoder = {_call('create_encoder', enc)}", 'model   = ...   # the encoder and this projector:',
-                      *(f'#   {o}' for o in str(get_model(learn.model).projector).split('\n')),
-                      'augs    = ...   # pipelines of these views:',
-                      *(f'# view {i+1}: {p}'.rstrip().replace('\n', '\n#') for i,p in enumerate(cb.aug_pipelines)),
-                      f'learn   = Learner(dls, model, opt_func={_opt_name(learn)}, cbs={method})',
-                      f'learn.fit({len(learn.recorder.values)}, ...)   # learning rates up to {lr:.3g}'])
-
 # %% ../../nbs/77_evaluation.report.ipynb #76701643
-def _verdict(learn) -> Markup:
-    "What is wrong, before anything else"
-    cb = first(learn._grab_cbs(Alarms))
-    if not hasattr(cb, 'raised'): return _note(Markup('Nobody watched this training: add <code>Alarms()</code> to its callbacks.'))
-    if cb.raised: return Markup('').join(_note(str(o), 'Alarm.', 'bad') for o in cb.raised)
-    if cb.n_steps < cb.min_steps:
-        text = Markup('Alarms judge a training from its step {} on (<code>min_steps</code>); this one had {}.')
-        return _note(text.format(cb.min_steps, cb.n_steps), 'Too short to be judged.', 'unsure')
-    seen,s = '',cb.looks[-1] if cb.looks else {}
-    if s:
-        when = 'Before the first step' if s.epoch < 0 else 'After the last epoch'
-        seen = f'{when} the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even'
-        if s.auc == s.auc: seen += (f'; an image was more like its own other view than like that of another image in {percent(s.auc)} of '
-                                    'cases, where 50 % is chance')
-        seen += '.'
-    if s and s.trivial > 0 and s.loss == s.loss: seen += f' The loss was {s.loss:.3g}; that of a model that guesses is {s.trivial:.3g}.'
-    return _note(f'Nothing broke, which does not say that the features are good. {seen}', 'No alarm.', 'good')
+def learned(
+    result:str, # What an evaluation says: 'good', 'unsure' or 'bad', as a `Verdict`; 'none' without one
+    collapsed:bool=False, # Does an alarm stand that no features survive?
+    narrow:bool=False, # Do the features use but a few per cent of their directions?
+    flat:bool=False, # Has the validation loss never improved?
+    void:bool=False # Were the held-out images trained on?
+) -> str: # 'good': something was learned; 'bad': nothing, or worse; 'unsure': that cannot be told
+    "The verdict on a training"
+    if void: result = 'none'
+    broken = collapsed or narrow
+    if result == 'bad' or broken and result != 'good': return 'bad'
+    return 'good' if result == 'good' and not broken and not flat else 'unsure'
 
-def _result(o:Evaluation|None) -> Markup:
-    "The accuracy that counts, in a sentence with its baselines"
-    if not o: return Markup('')
-    v = list(verdicts(o).values())[-1]
-    text = Markup('{} It is one training, after its last epoch. <strong>{}</strong>').format(v.figures, v.text)
-    return _note(text, percent(v.accuracy), v.kind)
+# %% ../../nbs/77_evaluation.report.ipynb #eba83735
+@dataclass
+class Evidence:
+    "Something that was seen of a training"
+    name:str # What was looked at
+    kind:str # Does it speak for the training, 'good', against it, 'bad', or neither, 'unsure'?
+    text:str # What was seen
+    doubt:str='' # Which argument of `learned` it makes true, if any
+
+_doubts = dict(collapsed='an alarm still stands', narrow='the features use only a few of their directions',
+               flat='the validation loss never improved', void='the held-out images were trained on')
+
+def _last_look(learn) -> AttrDict:
+    "What `Alarms` saw last, if they are there"
+    looks = L(getattr(first(learn._grab_cbs(Alarms)), 'looks', None))
+    return looks[-1] if looks else AttrDict()
+
+def _no_alarm(cb) -> Evidence:
+    "What is to be said if there is none"
+    if not hasattr(cb, 'raised'):
+        return Evidence('Alarms', 'unsure', 'Nobody watched this training: add Alarms() to its callbacks.')
+    if cb.n_steps < cb.min_steps:
+        return Evidence('Too short to be judged', 'unsure', f'Alarms judge a training from its step {cb.min_steps} on (min_steps), '
+                        f'and this one had {cb.n_steps}.')
+    s = cb.looks[-1]
+    seen = f'After the last epoch the spread of the embeddings was {s.spread:.2f}, where 0 is one point and 1 even.'
+    if s.auc == s.auc:
+        seen += (f' An image was more like its own other view than like that of another image in {percent(s.auc)} of cases, '
+                 'where 50 % is chance.')
+    return Evidence('No alarm', 'good', seen)
+
+def _alarms(learn) -> list:
+    "Each alarm, and whether it still stands"
+    cb = first(learn._grab_cbs(Alarms))
+    if not getattr(cb, 'raised', None): return [_no_alarm(cb)]
+    stands,denied = {id(o) for o in cb.standing},dict(features='collapsed', evaluation='void')
+    return [Evidence('Alarm', 'bad', str(o), denied.get(o.denies, '')) if id(o) in stands else
+            Evidence('Alarm', 'unsure', f'{o} By the last epoch this was over.') for o in cb.raised]
+
+# %% ../../nbs/77_evaluation.report.ipynb #5042873e
+def _directions(learn, features:Tensor, what:str) -> Evidence:
+    "How many directions features use"
+    z = features[::-(-len(features)//1000)]
+    n,width,name = rankme(z),min(z.shape),'Directions'
+    if n != n: return Evidence(name, 'bad', 'The features are NaN or infinite.', 'narrow')
+    text = f"The encoder's features of {len(z):,} {what} images use {n:.1f} of {width} directions (RankMe)"
+    if n < fewest(learn, width): return Evidence(name, 'bad', f'{text}, which is a collapse.', 'narrow')
+    return Evidence(name, 'good', f'{text}; a few per cent of them would be a collapse.')
+
+def _loss_course(v:np.ndarray) -> tuple: # 'good', 'bad' or 'unsure', and why
+    "Did a loss per epoch improve?"
+    if not np.isfinite(v[-1]): return 'bad','After the last epoch it is NaN or infinite.'
+    if len(v) == 1: return 'unsure',f'It was {v[0]:.3g} after the only epoch, so there is no trend to see.'
+    best = np.nanargmin(v[1:])+1
+    if not v[best] < v[0]: return 'bad',f'It never fell below the {v[0]:.3g} of the first epoch.'
+    then = '' if best == len(v)-1 else f' in epoch {best}; in the last one it was {v[-1]:.3g}'
+    return 'good',f'It fell from {v[0]:.3g} in the first epoch to {v[best]:.3g}{then}.'
+
+def _valid_loss(learn, losses:pd.Series) -> Evidence:
+    "Has the validation loss improved?"
+    name,guess = 'Validation loss',_last_look(learn).get('trivial', 0)
+    if not dataset_len(learn.dls.valid) or not len(losses):
+        return Evidence(name, 'unsure', 'There is none, because no images were held out.')
+    kind,text = _loss_course(pd.to_numeric(losses, errors='coerce').to_numpy(float))
+    if guess > 0: text += f' A model that guesses has {guess:.3g}.'
+    return Evidence(name, kind, text, 'flat' if kind == 'bad' else '')
+
+# %% ../../nbs/77_evaluation.report.ipynb #687d01cc
+_levels = dict(good='Learned something.', unsure='Cannot tell.', bad='Nothing learned, or worse.')
+_needed = ('Telling whether the features are good takes labels for some held-out images; fifty are enough for a first impression. '
+           'Give them to folder_dls(labels=...), or call evaluate(learn, dls) with DataLoaders that have them.')
+
+def _result(o:Evaluation|None, retrieved:tuple|None) -> Verdict|None:
+    "What the held-out images say: their classes, or else whether images and texts find each other"
+    if o: return list(verdicts(o).values())[-1]
+    n = len(retrieved[0]) if retrieved else 0
+    if n < 2: return
+    found = (places(*retrieved) <= n//2).float().mean().item()
+    return Verdict(found, n, 'rank their own text in the nearer half of all texts', {'guessing':n//2/n})
+
+def _verdict(result:Verdict|None, why:str, evidence:list) -> Markup:
+    "The answer, in a sentence with its evidence"
+    against = list(dict.fromkeys(o.doubt for o in evidence if o.doubt))
+    level = learned(result.kind if result else 'none', **{o:True for o in against})
+    said = ' and '.join(_doubts[o] for o in against)
+    if not result and level == 'bad': text,said = f'{said[0].upper()}{said[1:]}, and no evaluation says otherwise.',''
+    else: text = f'{result} This is one training, after its last epoch.' if result else f'{why} {_needed}'
+    if said: text += f" {'However' if result and result.kind == 'good' else 'Besides'}, {said}."
+    page = _html('verdict', kind=level, strong=_levels[level], text=text, evidence=evidence)
+    return Markup(page.replace(' %', '\xa0%'))                            # which belongs to its number
 
 # %% ../../nbs/77_evaluation.report.ipynb #4e6856bc
-def _curves(rows, evaluation):
-    "`plot_health` with the baselines of an evaluation"
-    axs = plot_health(rows, ncols=2)
-    for ax in axs if evaluation else ():
-        df = evaluation.df[(evaluation.df.data == first(evaluation.protocol)) & (evaluation.df.labels == 'all')]
-        df = df[df.figure == dict(knn='kNN', probe='linear probe').get(ax.get_title())]
-        df = df[~df.features.isin(evaluation.own)]
-        for o,style in zip(df.itertuples(), cycle((':','--','-.'))): ax.axhline(o.mean, color='grey', ls=style, label=o.features)
-        if len(df): ax.legend(fontsize=7)
-    return axs
+def _chance(learn, k:int=1) -> float|None:
+    "Accuracy of naming the `k` commonest classes for every image; None where labels cannot be counted"
+    ys,unsup = [labels_of(o) for o in (learn.dls.train_ds, learn.dls.valid_ds)],learner_unsup(learn)
+    trn,val = ([] if y is None else y[np.asarray(is_labelled(y, unsup))] for y in ys)
+    return np.isin(val, pd.Series(trn).value_counts().index[:k]).mean() if len(trn) and len(val) else None
 
-def _meanings(cb) -> dict:
-    "What each column means: the figures, and the terms of the method's loss"
-    return {**{k:o.meaning for k,o in figures.items()}, **cb.term_names}
+def _lines(learn, evaluation) -> dict:
+    "For each panel of `plot_health` what it would be if nothing was learned, or nothing had to be"
+    res,trivial = {},_last_look(learn).get('trivial', math.nan)
+    if trivial == trivial: res['loss'] = {'guessing' if trivial else 'one point for all images':trivial}
+    for column,k in dict(knn=1, probe=1, knn_top5=5).items():
+        if (p := _chance(learn, k)) is not None: res[column] = {'guessing':p}
+    if not evaluation: return res
+    df = evaluation.df[(evaluation.df.data == first(evaluation.protocol)) & (evaluation.df.labels == 'all')]
+    df = df[~df.features.isin(evaluation.own)]
+    for column,figure in dict(knn='kNN', probe='linear probe').items():
+        res[column] = df[df.figure == figure].set_index('features')['mean'].to_dict() | res.get(column, {})
+    return res
 
-def _course(rows, evaluation, cb) -> Markup:
+def _course(learn, rows, evaluation, cb) -> Markup:
     "Curves, what they mean, some epochs and, to be opened, all"
     few = rows.iloc[np.unique(np.linspace(0, len(rows)-1, 8).astype(int))]
-    known = _meanings(cb)
+    known = {**{k:o.meaning for k,o in figures.items()}, **cb.term_names}
     every = _table(rows, 'Every epoch, as fastai prints it')
-    curves = _picture(lambda: _curves(rows, evaluation), 'Losses, and each column of the table, over epochs')
+    curves = _picture(lambda: plot_health(rows, lines=_lines(learn, evaluation)),
+                      'Losses, and each column of the table, over epochs. Dashed is what needs no training')
     terms = _html('terms', terms=[(o, known[o]) for o in rows.columns if o in known])
     if len(few) == len(rows): return curves + terms + every
     every = Markup('<details><summary>All {} epochs</summary>{}</details>').format(len(rows), every)
     return curves + terms + _table(few, 'Some epochs') + every
 
 # %% ../../nbs/77_evaluation.report.ipynb #2e1ce99d
-def _looks(learn, alarms, n) -> Markup:
+def _views(learn) -> Markup:
+    "Images beside their views, and how many of these are empty"
+    x,views = views_beside(learn)
+    shares = {f'view {i+1}':is_empty(v).float().mean().item() for i,v in enumerate(views)}
+    some,mean = ', '.join(f'{k} {percent(p)}' for k,p in shares.items() if p),np.mean([*shares.values()])
+    said = _note(f'None of {len(x)*len(views)} views of {len(x)} training images is empty, that is, a single colour from edge to edge.')
+    if some:
+        said = _note('They are a single colour from edge to edge, such as a crop of the background, and cannot tell one image from '
+                     f'another ({some}; of {len(x)} images). Larger crops (resize_scale), or images cropped to what matters, give fewer.',
+                     f'{percent(mean)} of the views are empty.', 'bad' if mean > .05 else 'unsure')
+    blank = is_empty(x).float().mean().item()
+    if blank: said += _note(f'{percent(blank)} of these images are empty themselves.', kind='bad')
+    return said + _picture(lambda: show_beside(x, views, width=_width), 'Training images, and beside each its views, as the loss sees them')
+
+# %% ../../nbs/77_evaluation.report.ipynb #795fc1b6
+def _sample(learn, n) -> tuple: # The data set, what its images are called, their features and their labels
+    "The validation images, or as many training images if none were held out"
+    ds = learn.dls.valid_ds
+    if len(ds): return ds,'validation',*get_features(learn)
+    items = np.linspace(0, len(learn.dls.train_ds)-1, min(n, len(learn.dls.train_ds))).astype(int).tolist()
+    return torch.utils.data.Subset(learn.dls.train_ds, items),'training',*get_features(learn, 0, items=items)
+
+def _looks(learn, alarms, n, ds, what, features, y) -> Markup:
     "Pictures of embeddings and features"
-    ds,what = learn.dls.valid_ds,'Validation'
-    if len(ds): features,y = get_features(learn)
-    else:                                                                # a sample of the training images instead
-        items = np.linspace(0, len(learn.dls.train_ds)-1, min(n, len(learn.dls.train_ds))).astype(int).tolist()
-        ds,what = torch.utils.data.Subset(learn.dls.train_ds, items),'Training'
-        features,y = get_features(learn, 0, items=items)
-    vocab,k = label_vocab(learn.dls),min(4, len(features)-1)
+    vocab,k = label_vocab(learn.dls),min(7, len(features)-1)
     positives = 'two views of one image' if learner_method(learn).n_inp == 1 else 'an image and its text'
     res = [_picture(lambda: plot_similarities(learn),
                     f'Cosine similarities of training images behind the projector: {positives} (positives), and those of '
                     'different images (negatives, among them images of one class)'),
-           _picture(lambda: show_nearest(ds, features, min(4, len(features)), k=k),
-                    f'{what} images drawn at random, left, and those whose features are nearest, with their similarity; red is another '
-                    'class, where both have one'),
+           _picture(lambda: show_nearest(ds, features, min(3, len(features)), k=k, imsize=_width/(k+1)),
+                    f'{what.capitalize()} images drawn at random, left, and those whose features are nearest, with their similarity; '
+                    'red is another class, where both have one'),
            _picture(lambda: plot_map(features, classes_only(learn, y), 'tsne' if len(features) > 10 else 'pca', vocab, n=n),
-                    f'Map of {what.lower()} images by features')]
+                    f'Map of {what} images by features')]
     looks = getattr(alarms, 'looks', [])
     looks = [looks[i] for i in np.unique(np.linspace(0, len(looks)-1, 8).astype(int))] if looks else []
     names = ['before training' if o.epoch < 0 else f'epoch {o.epoch}' for o in looks]
@@ -233,14 +354,29 @@ def _looks(learn, alarms, n) -> Markup:
     return Markup('').join(res)
 
 # %% ../../nbs/77_evaluation.report.ipynb #a52e2f63
-def _retrieval(learn) -> Markup:
+def _retrieved(learn, cb) -> tuple|None:
+    "Embeddings of the held-out images and their texts, if there are any"
+    if cb.n_inp > 1 and dataset_len(learn.dls.valid): return embeddings(learn)
+
+def _retrieval(retrieved) -> Markup:
     "Recall among the validation images, beside what guessing would give"
-    images,texts = embeddings(learn)
+    if not retrieved: return _note('No image was held out whose text could be looked for.')
+    images,texts = retrieved
     n = len(images)
     chance = {'guessing':{'R@1':1/n, 'R@5':min(5/n, 1), 'median place':(n+1)/2}}
-    table = pd.concat([retrieval(images, texts), pd.DataFrame(chance).T]).rename_axis('direction')
+    try: table = pd.concat([retrieval(images, texts), pd.DataFrame(chance).T]).rename_axis('direction')
+    except ValueError as e: return _note(f'No text can be looked for: {e}.', kind='bad')
     return _table(table, f'Share of {n} validation images that find their own text first, or among the first five, and back')
 
+def _evaluated(learn, evaluation) -> tuple: # The evaluation, or None and why there is none
+    "What stands beside the baselines"
+    if not isinstance(evaluation, bool) and evaluation is not None: return evaluation,''
+    if KNN().no_value(learn): return None,'There are no labels to evaluate with.'
+    if not evaluation: return None,'No evaluation was asked for.'
+    try: return evaluate(learn),''
+    except Exception as e: return None,f'There can be no evaluation: {e}.'
+
+# %% ../../nbs/77_evaluation.report.ipynb #3b5797e0
 def _evaluation(o:Evaluation, cb) -> Markup:
     "All figures, a column for each of the features, and how they were made"
     table,n = o.table().T.iloc[:,::-1],first(o.protocol.values())['training']
@@ -255,6 +391,114 @@ def _evaluation(o:Evaluation, cb) -> Markup:
                      'fewer labels give takes a training with fewer.', 'No few-label result.', 'bad')
     return res + how
 
+# %% ../../nbs/77_evaluation.report.ipynb #eb8c36b1
+def _call(f:str, *args, **kwargs) -> str: return f"{f}({', '.join([*args, *(f'{k}={v}' for k,v in kwargs.items())])})"
+def _codes(d:dict) -> dict: return {k:repr(v) for k,v in d.items()}
+
+def _encoder_code(encoder) -> str:
+    spec = getattr(encoder, 'spec', {})
+    known = {**{k:spec[k] for k in ('n_in','pool_type','stem') if spec.get(k) is not None}, **spec.get('kwargs', {})}
+    if 'arch' not in spec: return '...'
+    return _call('create_encoder', repr(spec['arch']), 'pretrained=False', **_codes(known))
+
+def _linear(m): return [o.out_features for o in m.modules() if isinstance(o, nn.Linear)]
+
+def _model_code(model, cb) -> str:
+    "The model, if one with the widths of its heads has the same layers"
+    widths = _linear(model.projector) or [None]
+    args = dict(hidden_size=widths[0], projection_size=widths[-1])
+    if hasattr(model, 'predictor'): args['pred_size'] = first(_linear(model.predictor))
+    more = dict(args, nlayers=len(widths), bn=any(isinstance(o, nn.BatchNorm1d) for o in model.projector.modules()))
+    make = type(cb).create_model
+    for tried in ({}, args, more):
+        tried = {k:v for k,v in tried.items() if k in inspect.signature(make).parameters}
+        try:
+            with torch.device('meta'): new = make(model.encoder, **tried)        # layers without weights
+        except Exception: continue                                               # which needs more than widths
+        if all(str(o) == str(getattr(model, k, None)) for k,o in new.named_children()):
+            return _call(f'{type(cb).__name__}.create_model', 'encoder', **_codes(tried))
+    return '...'
+
+# %% ../../nbs/77_evaluation.report.ipynb #901d0104
+def _view_code(p:Pipeline) -> str:
+    "A pipeline of `get_batch_augs`, as code"
+    a,*more = p.fs
+    if not isinstance(a, ViewAugs): return '...'
+    its = {k:getattr(a, k) for k in ('flip_p','same_on_batch','rotate_p','bw_p','jitter_p','blur_p','blur_s','solarize_p')}
+    its |= dict(resize_scale=a.scale, resize_ratio=a.ratio, rotate_deg=a.deg, jitter_s=a.jitter, stats=a.stats or norm_stats(get_norm(p)))
+    for o in ('rotate','bw','jitter','blur','solarize'):                 # what is switched off has no settings
+        its[o] = bool(its[f'{o}_p']) and (o != 'jitter' or any(a.jitter))
+        if not its[o]: its = {k:v for k,v in its.items() if k == o or not k.startswith(o+'_')}
+    usual = inspect.signature(get_batch_augs).parameters
+    code = _codes({k:v for k,v in its.items() if v != usual[k].default})
+    if len(more) > bool(its['stats']): code['xtra_tfms'] = '...'
+    return _call('get_batch_augs', repr(a.size), **code)
+
+def _views_code(pipes:list) -> str:
+    "All pipelines; neighbours that are alike are written once"
+    groups = [(code, len(list(o))) for code,o in itertools.groupby(map(_view_code, pipes))]
+    some = [code if n == 1 else f'*[{code} for _ in range({n})]' for code,n in groups]
+    return some[0][1:] if len(some) == 1 and groups[0][1] > 1 else f"[{f',{chr(10)}        '.join(some)}]"
+
+# %% ../../nbs/77_evaluation.report.ipynb #dbe6b3ad
+def _fit_code(learn) -> str:
+    "The fit whose learning rates are those that were recorded"
+    lrs,n,wd = np.array(learn.recorder.lrs),learn.n_epoch,learn.opt.hypers[-1].get('wd')
+    more = {} if wd is None else dict(wd=f'{wd:.4g}')
+    done = np.arange(len(lrs))/(n*learn.recorder.iters[0])
+    lr = lrs[0]
+    fits = dict(fit=(lr, SchedNo(lr, lr)), fit_one_cycle=(25*lr, combined_cos(.25, lr, 25*lr, 25*lr/1e5)),
+                fit_flat_cos=(lr, combined_cos(.75, lr, lr, lr/1e5)))
+    for name,(most,f) in fits.items():
+        if np.allclose([f(o) for o in done], lrs, rtol=1e-4): return _call(f'learn.{name}', str(n), f'{most:.4g}', **more)
+    return _call('learn.fit', str(n), '...', **more)
+
+def _opt_code(f) -> str:
+    name = getattr(getattr(f, 'func', f), '__name__', '...')
+    return _call('partial', name, **_codes(f.keywords)) if isinstance(f, partial) else name
+
+def _metrics_code(learn) -> str:
+    names = L(learn.metrics).attrgot('name')
+    if names == ssl_metrics(learn).attrgot('name'): return 'learn.metrics = ssl_metrics(learn)'
+    return f"learn.metrics = ...   # {', '.join(names)}" if names else ''
+
+# %% ../../nbs/77_evaluation.report.ipynb #05e52566
+def _images_said(dls) -> str:
+    "How many images there were, and where, if they are files"
+    tls = getattr(dls.train_ds, 'tls', ())
+    items = L(tls[0].items, use_list=None) if len(tls) else []
+    at = f', the first of them in {Path(items[0]).parent}' if len(items) and isinstance(items[0], (str,Path)) else ''
+    n,held,bs = dataset_len(dls.train) or 'a stream of',dataset_len(dls.valid),getattr(dls.train, 'bs', '?')
+    return f"{n} images and {held} held out, in batches of {bs}{at}"
+
+def _again(learn, cb) -> tuple: # Code, and in words what it does not say
+    "Code for the same training, as far as the learner knows it"
+    model,heads = get_model(learn.model),_model_code(get_model(learn.model), cb)
+    if heads == '...': heads += '   # the encoder, and this projector:\n' + re.sub('^', '#   ', str(model.projector), flags=re.M)
+    cbs = [_call(type(cb).__name__, 'augs', **cb.arguments()), *(['Alarms()'] if learn._grab_cbs(Alarms) else [])]
+    rows = {'from self_supervised.vision.all import *':'', 'set_seed(...)':'the seed that was set before data and model were made',
+            f'dls = ...   # {_images_said(learn.dls)}':'how the images were read',
+            f'encoder = {_encoder_code(model.encoder)}':'how the encoder was made', f'model = {heads}':'how the heads were made',
+            f'augs = {_views_code(cb.aug_pipelines)}':'how the views were made',
+            _call('learn = Learner', 'dls', 'model', opt_func=_opt_code(learn.opt_func), cbs=f"[{', '.join(cbs)}]"):
+                'networks that the method was given',
+            _metrics_code(learn):'how the columns were made', _fit_code(learn):'the schedule of learning rates'}
+    return '\n'.join(filter(None, rows)),[what for code,what in rows.items() if '...' in code]
+
+_usual = TrainEvalCallback,Recorder,CastToTensor,ProgressCallback,SSLCallback,Alarms
+
+def _repeat(learn, cb, command:str|None) -> Markup:
+    "How to do it again, and with what"
+    said,code = 'This command repeats the training, with every setting, and writes its results beside these.',command
+    if not command:
+        code,missing = _again(learn, cb)
+        said = (f"These cells repeat the training. Three dots stand for what the learner does not know: {'; '.join(missing)}. "
+                'Nor does it know whether the encoder began with trained weights.')
+        others = [type(o).__name__ for o in learn.cbs if not isinstance(o, _usual)]
+        if others: said += f" Left out are the callbacks {', '.join(others)}."
+    code = Markup('<pre tabindex="0"><code>{}</code></pre>').format(code)
+    return _note(said) + code + _table(_environment(learn), 'Environment', text=True)
+
 # %% ../../nbs/77_evaluation.report.ipynb #d8718a9f
 @patch
 def report(self:Learner,
@@ -262,29 +506,26 @@ def report(self:Learner,
     title:str|None=None, # Of the page; None names the method
     evaluation:Evaluation|bool=True, # From `evaluate`; True makes one where there are labels
     n:int=1000, # Images in the map of features
+    command:str|None=None # That repeats the training, if it came from a command line
 ) -> Path:
     "Write one HTML page about the learner's training, with everything inside; of several processes the first writes it"
-    cb,alarms = learner_method(self),first(self._grab_cbs(Alarms))
+    cb,alarms,path = learner_method(self),first(self._grab_cbs(Alarms)),Path(path)
     if hasattr(self, 'distributed_trainer'): raise ValueError("report: call it after distrib_ctx, as in it every process would have to")
-    if rank_distrib(): return Path(path)
-    rows,labelled = learner_history(self).rename_axis('epoch'),not KNN().no_value(self)
-    if evaluation is True: evaluation = evaluate(self) if labelled else None
-    title,sections = ifnone(title, f'{type(cb).__name__}: a report on a training'),{}
-    sections['What was trained'] = _table(_setup(self, cb), 'Data, model and training', text=True)
-    why = 'No evaluation was asked for.'
-    if not labelled: why = 'There are no labels to evaluate with: look at the neighbours and the map below.'
-    sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else _note(why)
-    if cb.n_inp > 1: sections['Retrieval'] = _retrieval(self)
-    sections['Course of training'] = _course(rows, evaluation, cb)
-    views = _picture(lambda: cb.show(n=5), 'Views of five training images, as the loss sees them')
-    sections['Views'] = _note('What the method makes of images: each row is an image, each column a view.') + views
-    sections['What the encoder has learnt'] = _looks(self, alarms, n)
-    dots = _note('What the learner knows of itself. It does not know what stands as three dots: the images, and the seed that was set '
-                 'before all else.')
-    code = Markup('<pre tabindex="0"><code>{}</code></pre>').format(_again(self, cb))
-    sections['How to do it again'] = dots + code + _table(_environment(self), 'Environment', text=True)
-    path = Path(path)
+    if rank_distrib(): return path
+    rows = learner_history(self).rename_axis('epoch')
+    evaluation,why = _evaluated(self, evaluation)
+    sample,retrieved = _sample(self, n),_retrieved(self, cb)
+    evidence = [*_alarms(self), _directions(self, sample[2], sample[1]), _valid_loss(self, rows.get('valid_loss', []))]
+    lead = _verdict(_result(evaluation, retrieved), why, evidence)
+    sections = {'What was trained':_table(_setup(self, cb), 'Data, model and training', text=True)}
+    missing = _note(f'{why} Look at the neighbours and the map below.')
+    sections['Evaluation beside baselines'] = _evaluation(evaluation, cb) if evaluation else missing
+    if cb.n_inp > 1: sections['Retrieval'] = _retrieval(retrieved)
+    sections['Course of training'] = _course(self, rows, evaluation, cb)
+    sections['Views'] = _views(self)
+    sections['What the encoder has learned'] = _looks(self, alarms, n, *sample)
+    sections['How to do it again'] = _repeat(self, cb, command)
+    title = ifnone(title, f'{type(cb).__name__}: a report on a training')
     path.parent.mkdir(parents=True, exist_ok=True)
-    lead = _verdict(self) + _result(evaluation)
     path.write_text(_html('page', title=title, lead=lead, sections=sections, style=Markup(_style)), encoding='utf-8')
     return path

@@ -6,7 +6,7 @@
 __all__ = ['pretrain']
 
 # %% ../../nbs/88_training.pretraining.ipynb #403c9dcc
-import json, math, signal, sys, threading
+import ast, inspect, json, math, shlex, signal, sys, threading
 from contextlib import contextmanager, nullcontext
 from fastcore.imports import IN_NOTEBOOK
 from fastai.vision.all import *
@@ -130,14 +130,29 @@ def read_images(
                 **more)
 
 # %% ../../nbs/88_training.pretraining.ipynb #18c7779e
+def parse_settings(settings:list # Each `name=value`
+) -> dict:
+    "Names and Python values: numbers, tuples, True, None; anything else is a string"
+    res = {}
+    for o in settings:
+        k,eq,v = o.partition('=')
+        if not eq or not k: raise ValueError(f"set: {o!r} is not NAME=VALUE")
+        try: res[k] = ast.literal_eval(v)
+        except (ValueError,SyntaxError): res[k] = v
+    return res
+
+def settable(method:str # Its name
+) -> dict:
+    "Names of what can be set, by the part of the training that they belong to"
+    not_here = 'print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
+    own = dict(fit=['n_epoch','lr_max','wd','pct_start','div','div_final','moms'], **methods[method].settings())
+    return {k:[n for n in ns if n not in not_here] for k,ns in own.items()}
+
 def change_settings(s:Suggestion, # As `suggest` gave it
                     method:str, settings:dict # Name of the method, and new values by name
 ) -> Suggestion:
     "Put `settings` where they belong; raise for names that no part of the training has"
-    cb = methods[method]
-    not_here = 'print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
-    own = {k:[n for n in ns if n not in not_here] for k,ns in cb.settings().items()}
-    own['fit'] = ['n_epoch','lr_max','wd','pct_start','div','div_final','moms']
+    own = settable(method)
     check_names(method, settings, own)
     for k,v in settings.items(): s.add(first(p for p,ns in own.items() if k in ns), "as asked", 'given', **{k:v})
     return s
@@ -323,7 +338,7 @@ def verdict_lines(o:Evaluation) -> str:
     "The verdict on each of the encoders"
     return '\n'.join(map(str, verdicts(o).values()))
 
-def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
+def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3, command:str|None=None):
     "The encoder, and the report with an evaluation where there are labels"
     if rank_distrib(): return
     learn.save_encoder(out/'encoder.safetensors')
@@ -332,7 +347,7 @@ def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
         try:
             if not KNN().no_value(learn): evaluation = evaluate(learn, beside=named_encoders(beside, 'beside', n_in))
         except Exception as e: warn(f"there is no evaluation in the report: {e}")
-        try: learn.report(out/'report.html', evaluation=evaluation)
+        try: learn.report(out/'report.html', evaluation=evaluation or True, command=command)
         except Exception as e: warn(f"there is no report: {e}")
         if evaluation: print(f"{evaluation.table().to_string()}\n\n{verdict_lines(evaluation)}")
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
@@ -341,6 +356,34 @@ def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3):
         learn.export('learner.pkl')
         print(f"{out/'learner.pkl'}: both towers, for load_learner, embed_texts and zero_shot")
     if (out/'report.html').exists(): print(f"{out/'report.html'}: what happened, to open in a browser")
+
+# %% ../../nbs/88_training.pretraining.ipynb #8fd54eb1
+def _typed(k, v) -> str:
+    "An option of the command with its value"
+    name = k.replace('_', '-')
+    if isinstance(v, bool): return f"--{'' if v else 'no-'}{name}"
+    if isinstance(v, list): return shlex.join([f'--{name}',*v])
+    v = ','.join(map(str, v)) if is_listy(v) else str(v)
+    return f'--{name}={shlex.quote(v)}' if v.startswith('-') else shlex.join([f'--{name}',v])
+
+def _plain(settings:dict) -> list:
+    "Those that `parse_settings` can read"
+    forms = {k:(f'{k}={v}'.replace(', ', ','), f'{k}={v}', f'{k}={v!r}') for k,v in settings.items()}
+    return [o for k,os in forms.items() if (o := first(o for o in os if parse_settings([o]) == {k:settings[k]}))]
+
+def command_again(learn:Learner, a:AttrDict, # What trained, and the arguments of the call
+                  s:Suggestion, mode:str # Its settings, and the mode in which it went
+) -> str:
+    "The command that repeats a training, to be pasted into a shell"
+    own,usual = settable(a.method),{k:p.default for k,p in inspect.signature(pretrain).parameters.items()}
+    args = {k:a.asked.get(k, a[k]) for k in usual if k not in ('path','arch_set','settings')}
+    args |= dict(out=a.out.resolve().with_name(f'{a.out.name}-again'), arch=None if a.encoder else a.arch, epochs=s.fit.n_epoch,
+                 bs=learn.dls.train.bs, precision=mode, arch_set=_plain(a.arch_set or {}),
+                 set=_plain({k:v for part in own for k,v in s[part].items() if k in own[part]}))
+    n,path = a.asked['processes'],shlex.quote(a.asked['path'])
+    start = 'ssl_pretrain' if n == 1 else f'accelerate launch --num_processes {n} "$(which ssl_pretrain)"'
+    given = [_typed(k, v) for k,v in args.items() if v is not None and v != [] and (not isinstance(v, bool) or v != usual[k])]
+    return ' \\\n  '.join([f'{start} {path}', *given])
 
 # %% ../../nbs/88_training.pretraining.ipynb #20a7ccc9
 @contextmanager
@@ -424,7 +467,8 @@ def _train(learn, a, s):
             learn.resume(a.out/'checkpoints', missing_ok=True)
             if hasattr(learn, 'resumed'): _say(f"Going on from {learn.resumed.where}")
             with learn.added_cbs(Duration()): getattr(learn, s.schedule)(**s.fit)
-        finish(learn, a.out, a.report, [o for o in (a.encoder, a.pretrained and a.arch, a.teacher) if o], a.n_in)
+        beside = [o for o in (a.encoder, a.pretrained and a.arch, a.teacher) if o]
+        finish(learn, a.out, a.report, beside, a.n_in, command_again(learn, a, s, mode))
     if several: torch.distributed.destroy_process_group()
 
 # %% ../../nbs/88_training.pretraining.ipynb #91acf3ef

@@ -83,9 +83,11 @@ class TeachesWhole:
     def state_dict(self) -> dict:
         "Features of whole images, for a checkpoint: in other batches they would be others in the last bit"
         keys = torch.from_numpy(np.array(list(self.of_image), dtype=np.uint64).view(np.int64))
-        return dict(keys=keys, features=torch.stack([*self.of_image.values()])) if self.of_image else {}
+        mine = dict(keys=keys, features=torch.stack([*self.of_image.values()])) if self.of_image else {}
+        return {**super().state_dict(), **mine}
     def load_state_dict(self, state:dict):
-        if state: self.of_image = dict(zip(state['keys'].numpy().view(np.uint64).tolist(), state['features']))
+        super().load_state_dict(state)
+        if 'keys' in state: self.of_image = dict(zip(state['keys'].numpy().view(np.uint64).tolist(), state['features']))
 
     def teach(self, views:list) -> Tensor:
         "The teacher's features"
