@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import links
 import nbformat
 from fastcore.docments import MarkdownRenderer
 from tables import accuracy, baselines, markdown, spread
@@ -42,6 +43,8 @@ def shown(path:Path):
     for c in keep:
         c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M) if c.cell_type == 'code' else linked(c.source)
     nb.cells = [c for c in keep if c.source.strip()]
+    button = links.colab(f'nbs/{path.name}')
+    if button: nb.cells.insert(1, nbformat.v4.new_markdown_cell(button))
     return nb
 
 def result(name:str, df) -> str:
@@ -121,7 +124,7 @@ def main(to:Path):
     start = linked(nbformat.read(root/'nbs'/'index.ipynb', 4).cells[0].source)
     pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
     tocs = [toc('Start', ['Quick start <self>','choosing','worth','words','benchmarks','faq','coming_from','89_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(20, 39)),
-            toc('Is it learning?', ['alarms',*pages(70, 78)]), toc('Training', [*pages(79, 88),'scaling','security']),
+            toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 88),'scaling','security']),
             toc('Building blocks', pages(0, 19)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
     (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))
     print(f"{len(list(to.rglob('*.md')))+len(list(to.glob('*.ipynb')))} pages in {to}")
