@@ -207,11 +207,11 @@ def _true_spec(encoder):
 def _timm_config(encoder, license):
     "How timm builds `encoder`, and for which images it is"
     cfg,args,info = encoder.default_cfg,encoder.timm_args,encoder.info
-    fixed = bool(cfg.get('fixed_input_size')) and not args.get('dynamic_img_size')
-    if fixed: args = {'img_size':cfg['input_size'][1:], **args}                     # else it would be that of the images
+    fixed = bool(cfg.get('fixed_input_size'))
+    if fixed: args = {'img_size':cfg['input_size'][1:], **args}                     # that it was made for, whatever images came
     (mean,std),method = info['stats'],(info.get('reading') or {}).get('method', 'crop')
-    images = dict(input_size=[info['n_in'], *info['size']], fixed_input_size=fixed, mean=mean, std=std, interpolation='bilinear',
-                  crop_pct=1., crop_mode=dict(crop='center', squish='squash', pad='border')[method])
+    images = dict(input_size=[info['n_in'], *info['size']], fixed_input_size=fixed and not args.get('dynamic_img_size'), mean=mean, std=std,
+                  interpolation='bilinear', crop_pct=1., crop_mode=dict(crop='center', squish='squash', pad='border')[method])
     conv = cfg.get('first_conv') if info['n_in'] == 3 else None                     # earlier versions would take it for one of colours
     layers = dict(num_classes=0, classifier=cfg.get('classifier'), first_conv=conv)
     return dict(architecture=cfg['architecture'], num_classes=0, num_features=encoder.nf, model_args=args,

@@ -92,8 +92,7 @@ class Source:
     # encoders
     def made(self, enc): return False # Is it of this source?
     def stats(self, enc): return None # [mean, std] of the images that its weights have seen
-    def origin(self, arch, enc): # Name of the library's weights
-        return f"{arch.__module__.partition('.')[0]} {getattr(arch, '__name__', 'encoder')}"
+    def origin(self, arch, enc): return f"{type(self).__name__} {getattr(arch, '__name__', arch)}" # Name of its weights
     def layers(self, enc): return [] # Names of its parameters, a list per layer, from the first to the last
     def body(self, enc): return [] # Modules that it runs one after the other, up to its pooling
     def stem(self, enc): # Modules in front of its first block; none if it has no blocks, or does not give maps

@@ -17,7 +17,7 @@ STATS = [.25,.5,.75,.125],[.5,.25,.125,1.]
 def stats(n): return [o[:n] for o in STATS]
 
 ENCODERS = [('test_resnet',3,32,{}), ('test_resnet',1,(32,48),dict(pool_type='max')), ('test_resnet',4,32,{}), ('convnext_atto',4,32,dict(depths=(1,1,1,1), dims=(8,8,8,8))),
-            ('vit_tiny_patch16_224',3,(32,48),dict(depth=1)), ('vit_tiny_patch16_224',4,(32,48),dict(depth=1, img_size=(32,48))),
+            ('test_vit',3,(32,64),{}), ('vit_tiny_patch16_224',4,(32,48),dict(depth=1, img_size=(32,48))),
             ('vit_tiny_patch16_224',1,32,dict(depth=1, img_size=32, patch_size=8, pool_type='avg')), ('test_coatnet',3,160,{})]
 
 @pytest.mark.parametrize('arch,n_in,size,kw', ENCODERS)
