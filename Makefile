@@ -58,6 +58,7 @@ run: .venv/.ready
 docs: .venv/.ready
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/python -W ignore -c "from self_supervised.cli import write_commands; write_commands()"
 	$(BIN)/python docs/tables.py
 	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
 

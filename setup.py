@@ -20,7 +20,7 @@ setup(
     long_description=readme, long_description_content_type="text/markdown",
     author=cfg["author"], keywords=cfg["keywords"], license=cfg["license"], url=url,
     project_urls={"Source":url, "Issues":f"{url}/issues", "Changelog":f"{url}/blob/main/CHANGELOG.md"} if url else {},
-    packages=find_packages(include=["self_supervised*"]), package_data={"self_supervised": ["py.typed"]},
+    packages=find_packages(include=["self_supervised*"]), package_data={"self_supervised": ["py.typed", "commands.json"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -2,7 +2,7 @@
 from fastcore.script import call_parse
 from same_budget import *
 
-from self_supervised.cli import fashion_views
+from self_supervised.training.pretraining import fashion_views
 from self_supervised.data import read_idx
 
 folder = Path('/usr/share/datasets/fashion-mnist')

@@ -123,9 +123,9 @@ def main(to:Path):
     for m in modules: (to/'api'/f'{m}.md').write_text(api(m))
     start = linked(nbformat.read(root/'nbs'/'index.ipynb', 4).cells[0].source)
     pages = lambda lo,hi: [k for k in notebooks if lo <= int(k[:2]) <= hi]
-    tocs = [toc('Start', ['Quick start <self>','choosing','worth','words','benchmarks','faq','coming_from','89_cli']), toc('Tutorials', pages(90, 99)), toc('Methods', pages(20, 39)),
-            toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 88),'scaling','security']),
-            toc('Building blocks', pages(0, 19)), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
+    tocs = [toc('Start', ['Quick start <self>','choosing','worth','words','benchmarks','faq','coming_from','98_cli']), toc('Tutorials', pages(90, 96)), toc('Methods', pages(20, 39)),
+            toc('Is it learning?', ['alarms',*pages(70, 79)]), toc('Training', [*pages(80, 89),'scaling','security']),
+            toc('Building blocks', [*pages(0, 19),'97_start']), toc('Reference', [f'api/{m}' for m in modules]), toc('Project', ['changelog','contributing'])]
     (to/'index.md').write_text(start+'\n\n'+'\n'.join(tocs))
     print(f"{len(list(to.rglob('*.md')))+len(list(to.glob('*.ipynb')))} pages in {to}")
 

@@ -1,17 +1,18 @@
 "Pretrain on real digits with five labels per class and compare: `python examples/digits.py --seeds 3`"
 import os, time
 from fastcore.script import call_parse
-from self_supervised.cli import no_bars_in_logs, parse_settings, shown, ssl_pretrain
+from self_supervised.cli import no_bars_in_logs
+from self_supervised.training.pretraining import shown
 from self_supervised.vision.all import *
 import pandas as pd
 import matplotlib
 matplotlib.use('Agg')
 
-size,channels = 16,'channels=(64,128,256,256)'
+size,channels = 16,(64,128,256,256)
 
 def new_encoder():
     "The last stage half as wide as usual: as good on 16 pixels, and a third faster on processors without AVX-512"
-    return create_encoder("resnet10t", pretrained=False, n_in=1, **parse_settings([channels]))
+    return create_encoder("resnet10t", pretrained=False, n_in=1, channels=channels)
 
 def supervised(dls, unsup, augs, epochs):
     "The same encoder and a linear head, trained on augmented labelled images alone; accuracy of its own head"
@@ -21,16 +22,16 @@ def supervised(dls, unsup, augs, epochs):
     learn.fit_one_cycle(epochs, 3e-3)
     return learn.final_record[-1]
 
-def pretrain(learn, epochs):
+def fitted(learn, epochs):
     "The kNN accuracy after the last epoch"
     learn.fit_one_cycle(epochs, 4e-3)
     return learner_knn(learn)
 
 def supcon(n_labels, epochs, seed, path):
-    "By the command line: ssl_pretrain digits --method supcon ...; into `path`, of seed 0 with a report"
+    "As `ssl_pretrain digits --method supcon ...` on the command line; into `path`, of seed 0 with a report"
     shutil.rmtree(path, ignore_errors=True)
-    return ssl_pretrain('digits', out=path, method='supcon', arch='resnet10t', arch_set=[channels], stem='usual', size=size, epochs=epochs, bs=256,
-                        n_labels=n_labels, set=['temp=.5','unsup_method=only'], precision='fp32', seed=seed, no_report=seed > 0)
+    return pretrain('digits', SupCon, path, 'resnet10t', dict(channels=channels), stem='usual', size=size, epochs=epochs, bs=256,
+                    n_labels=n_labels, temp=.5, unsup_method='only', precision='fp32', seed=seed, report=seed == 0)
 
 @call_parse
 def main(
@@ -50,7 +51,7 @@ def main(
         augs = get_supcon_aug_pipelines(size, **digits_views)
         learn = shown(Learner(data(None), create_projection_model(new_encoder()), cbs=SimCLR(augs, temp=.5), metrics=KNN()))
         row = {'raw pixels, kNN': learner_knn(learn, nn.Flatten()), 'untrained encoder, kNN': learner_knn(learn),
-               'labels alone': supervised(dls, unsup, augs, epochs), 'SimCLR, kNN': pretrain(learn, epochs)}
+               'labels alone': supervised(dls, unsup, augs, epochs), 'SimCLR, kNN': fitted(learn, epochs)}
         learn = supcon(n_labels, epochs, seed, path/f'seed{seed}')
         row['SupCon, kNN'] = learner_knn(learn)
         rows.append(row)

@@ -4,8 +4,9 @@ It needs a GPU and, for the images, a network. After Ctrl-C or a kill the same c
 first run that is missing."""
 from fastcore.script import call_parse
 
-from self_supervised.cli import no_bars_in_logs, read_asked, shown, ssl_pretrain
+from self_supervised.cli import no_bars_in_logs
 from self_supervised.training.precision import fast_cuda
+from self_supervised.training.pretraining import read_asked, shown
 from self_supervised.vision.all import *
 
 def images(size:int, path:Path|None=None) -> Path:
@@ -66,8 +67,8 @@ def main(
     no_bars_in_logs()
     path,out = images(size, path),Path(out or f'runs/imagewang/{method}-{size}')
     cache = cache or out.parent/'decoded'
-    ssl_pretrain(path, out=out, method=method, arch=arch, size=size, epochs=pretrain_epochs, bs=bs, labels='parent', valid='val',
-                 precision=precision, cache=cache, no_report=True)
+    pretrain(path, method, out, arch, size=size, epochs=pretrain_epochs, bs=bs, labels='parent', valid='val',
+             precision=precision, cache=cache, report=False)
     dls = labelled(path, size, tune_bs, cache)
     acc = accuracies(out, dls, epochs, lr, runs)
     done = len(pd.read_csv(out/'metrics.csv'))

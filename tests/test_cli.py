@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, PIL.Image, pytest, timm, torch, warm
 from safetensors.torch import load_file
-from self_supervised import cli
+from self_supervised import cli, start
+from self_supervised.training import pretraining
 from pretended_gpus import on_gpus
 from shelf import TIMM, no_network, shelf
 from self_supervised.callback import methods
-from self_supervised.cli import change_settings, parse_settings, ssl_pretrain
+from self_supervised.cli import parse_settings, ssl_pretrain
+from self_supervised.training.pretraining import change_settings, pretrain, read_images
 from self_supervised.layers import new_encoder
 from self_supervised.training.settings import Suggestion, few_images_why
 from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
@@ -43,7 +45,7 @@ def interrupt(args, sig):
     p.signal(sig)
     return p.wait(120),p.out,p.err
 
-def has_row(said): return re.search(r'^ *epoch .*\n.*\n', said, re.M)
+def has_row(said): return re.search(r'^ *epoch .*\n(.*\n)* +0  ', said, re.M)
 
 def table(out): return pd.read_csv(out/'metrics.csv').drop(columns='time', errors='ignore')
 
@@ -70,7 +72,7 @@ def test_plain_timm(trained):
 def test_going_on_from_a_file(arch, groups, photos, tmp_path):
     "The layers of an encoder that has learned before get smaller rates, however it names them; --lr is for all of them"
     f = cli.save_encoder(cli.create_encoder(arch, False), tmp_path/'e.safetensors')
-    args = dict(epochs=1, size=32, bs=16, precision='fp32', no_report=True, encoder=f)
+    args = dict(epochs=1, size=32, bs=16, precision='fp32', report=False, encoder=f)
     learn = ssl_pretrain(photos, out=tmp_path/'a', **args)
     lrs = [o['lr'] for o in learn.opt.hypers]
     assert len(lrs) == groups if groups else len(lrs) > 4
@@ -81,7 +83,7 @@ def test_going_on_from_a_file(arch, groups, photos, tmp_path):
 def test_what_a_paper_does_in_a_fit(photos, tmp_path):
     "Weight decay of DINO rises, from what is asked for"
     learn = ssl_pretrain(photos, out=tmp_path/'a', method='dino', arch='vit_tiny_patch16_224', arch_set=['img_size=32','depth=1'], size=32,
-                         epochs=1, bs=16, set=['wd=.1'], precision='fp32', no_report=True)
+                         epochs=1, bs=16, set=['wd=.1'], precision='fp32', report=False)
     wd = learn.recorder.hps['wd']
     assert wd[0] == .1 and wd[-1] > .3
 
@@ -91,7 +93,7 @@ def test_stopped_and_continued(trained, photos, tmp_path):
     args = [photos, '--out', out, '--epochs', 3, '--valid', 'valid', *small]
     for sig,code in ((signal.SIGINT,130), (signal.SIGTERM,143)):
         rc,_,err = interrupt(args, sig)
-        assert rc == code and 'same command goes on' in err and 'Traceback' not in err and not (out/'encoder.safetensors').exists()
+        assert rc == code and 'same again to go on' in err and 'Traceback' not in err and not (out/'encoder.safetensors').exists()
     assert re.search(r'Going on from epoch \d, batch \d', run('ssl_pretrain', *args).out)
     pd.testing.assert_frame_equal(table(out), table(trained[0]))
     a,b = (load_file(o/'encoder.safetensors') for o in (out, trained[0]))
@@ -109,11 +111,11 @@ def tiny(tmp_path):
 def test_dry_run_writes_nothing(tiny, tmp_path, typed, monkeypatch):
     "Neither decoded images nor folders, and asks no network for weights; it says all the same, what the files hold and that they are few"
     asked = []
-    monkeypatch.setattr(cli, 'new_encoder', lambda arch, pretrained, *a, **kw: asked.append(pretrained) or new_encoder(arch, False, *a, **kw))
+    monkeypatch.setattr(pretraining, 'new_encoder', lambda arch, pretrained, *a, **kw: asked.append(pretrained) or new_encoder(arch, False, *a, **kw))
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
     said = typed('ssl_pretrain', tiny, '--arch', 'resnet10t', '--dry-run')
-    assert 'size 20: the files have 20 pixels' in said and '16 images' in said and '20 pixels. Settings' in said and few_images_why in said
+    assert 'size 20: the files have 20 pixels' in said and '16 images' in said and 'resnet10t, 20 pixels, 8 images per batch' in said and few_images_why in said
     said = typed('ssl_pretrain', tiny, '--arch', 'resnet10t', '--dry-run', '--pretrained', '--cache', tmp_path/'c')
     assert '16 images' in said and few_images_why not in said and 'stats' in said
     assert tree(tmp_path) == before and not any(asked)
@@ -124,7 +126,7 @@ def test_views_as_large_as_the_files(tiny, tmp_path, typed):
         'ssl_pretrain', tiny, '--arch', 'vit_tiny_patch16_224', '--arch-set', 'depth=1', '--dry-run')
     with pytest.warns(UserWarning, match='images of 48 × 48 pixels.*shorter side has 20') as told: said = ssl_pretrain(tiny, size=48, arch='resnet10t', dry_run=True)
     assert len(told) == 1
-    assert [cli.read_images(tiny, o, 4).one_batch()[0].shape[-1] for o in (16,18)] == [20,20]
+    assert [read_images(tiny, o, 4).one_batch()[0].shape[-1] for o in (16,18)] == [20,20]
     assert 'size 20' in typed('ssl_views', tiny, '--out', tmp_path/'v.png', '--n', 2)
 
 def test_a_training_stays_with_its_size(tiny, tmp_path, typed):
@@ -134,15 +136,15 @@ def test_a_training_stays_with_its_size(tiny, tmp_path, typed):
     (tmp_path/'o'/'encoder.safetensors').unlink()                                 # as if it had been stopped
     for f in tiny.iterdir(): PIL.Image.open(f).resize((300,300)).save(f)
     said = typed(*args)
-    assert 'Going on' in said and '20 pixels. Settings' in said
+    assert 'Going on' in said and 'resnet10t, 20 pixels, 8 images per batch' in said
     assert 'is finished' in typed(*args) and 'is finished' in typed(*args, '--size', 20)
-    with pytest.raises(ValueError, match='with size 20, and now it is 32'): ssl_pretrain(tiny, out=tmp_path/'o', size=32, arch='resnet10t', epochs=1, precision='fp32', no_report=True)
+    with pytest.raises(ValueError, match='with size 20, and now it is 32'): ssl_pretrain(tiny, out=tmp_path/'o', size=32, arch='resnet10t', epochs=1, precision='fp32', report=False)
 
 def test_another_training_is_not_overwritten(trained, photos):
     out,_ = trained
     before = (out/'encoder.safetensors').read_bytes()
     r = run('ssl_pretrain', photos, '--out', out, '--epochs', 4, '--valid', 'valid', *small, code=1)
-    assert r.err.count('\n') == 1 and 'epochs 3' in r.err and '--out' in r.err
+    assert r.err.count('\n') == 1 and 'epochs 3' in r.err and 'another out' in r.err
     assert (out/'encoder.safetensors').read_bytes() == before
 
 def test_on_a_terminal(photos, tmp_path):
@@ -167,7 +169,7 @@ def typed(monkeypatch, capsys):
         for o in ('NO_BAR','print'): monkeypatch.setattr(cli.fastprogress, o, getattr(cli.fastprogress, o, print), raising=False)
         with warnings.catch_warnings():
             monkeypatch.setattr(warnings, 'formatwarning', warnings.formatwarning)
-            getattr(cli, name)()
+            start.run(name)
         return capsys.readouterr().out
     return f
 
@@ -235,26 +237,26 @@ def test_processes(tmp_path):
     a,b = start(tmp_path/'b')
     a.until(lambda: has_row(a.out))
     for p in (a, b): p.signal(signal.SIGINT)
-    assert a.wait(120) and b.wait(120) and 'same command goes on' in a.err and not (tmp_path/'b'/'encoder.safetensors').exists()
+    assert a.wait(120) and b.wait(120) and 'same again to go on' in a.err and not (tmp_path/'b'/'encoder.safetensors').exists()
     assert ''.join(p.done() for p in start(tmp_path/'b')).count('train_loss') == 1
     assert len(table(tmp_path/'b')) == 2 and (tmp_path/'b'/'encoder.safetensors').exists()
 
 @pytest.mark.parametrize('args,said', [
     (dict(path='nowhere'), "no folder 'nowhere'"),
-    (dict(set=['tmp=.1']), "no setting 'tmp'"),
+    (dict(set=['tmp=.1']), "simclr has no such setting (did you mean temp?)"),
     (dict(set=['temp']), "NAME=VALUE"),
     (dict(labels='parent'), 'labels'),
     (dict(bs=1000), 'bs'),
     (dict(arch='resnet99'), 'resnet99'),
-    (dict(path='PHOTOS', method='supcon'), '--labels parent'),
+    (dict(path='PHOTOS', method='supcon'), "'parent' or a table"),
     (dict(path='PHOTOS', labels='nowhere.csv'), 'nowhere.csv'),
     (dict(path='PHOTOS', n_labels=5), 'n_labels'),
     (dict(path='PHOTOS', bs=16, encoder='PHOTOS/read me.txt'), 'safetensors'),
     (dict(share=.5), 'no unlabelled images'),
     (dict(n_labels=5, share=1.5), 'between 0 and 1'),
-    (dict(path='PHOTOS', cols='file,what'), '--labels TABLE'),
-    (dict(encoder='ENCODER'), '--n-in 3'),
-    (dict(path='PHOTOS', encoder='ENCODER', pretrained=True), 'leave out --pretrained'),
+    (dict(path='PHOTOS', cols='file,what'), 'labels, a table'),
+    (dict(encoder='ENCODER'), 'n_in=3'),
+    (dict(path='PHOTOS', encoder='ENCODER', pretrained=True), 'leave out pretrained'),
     (dict(set=['temp=-1']), 'temp')])
 def test_mistakes(photos, trained, tmp_path, args, said):
     "They say what to change, and nothing is left that would be in the way of the right command"
@@ -281,12 +283,12 @@ def test_held_out_as_in_training(trained, photos, tmp_path, typed):
 
 def test_folders_named_by_numbers(photos, tmp_path):
     shutil.copytree(photos/'train', tmp_path/'p'/'2018'); shutil.copytree(photos/'valid', tmp_path/'p'/'2019')
-    dls = cli.read_images(tmp_path/'p', 32, 8, valid='2019')
+    dls = read_images(tmp_path/'p', 32, 8, valid='2019')
     assert len(dls.valid_ds) == 16 and len(dls.train_ds) == 96
 
 def test_from_scratch(photos):
     "All layers at the full rate, for as many epochs as head and fine-tuning take together"
-    dls = cli.read_images(photos, 32, 32, 'parent', valid='valid')
+    dls = read_images(photos, 32, 32, 'parent', valid='valid')
     learn = cli.train_classifier(cli.create_encoder('test_resnet', False), dls, 4, 3e-3, scratch=True)
     assert learn.n_epoch == 5 and abs(max(learn.recorder.lrs)-3e-3) < 2e-4 and {h['lr'] for h in learn.opt.hypers} == {learn.opt.hypers[0]['lr']}
 
@@ -306,14 +308,14 @@ def test_off_the_shelf(photos, tmp_path, typed, no_network, capsys):
 
 def test_unknown_arguments(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['ssl_pretrain', 'digits', '--method', 'simclear'])
-    with pytest.raises(SystemExit) as e: ssl_pretrain()
+    with pytest.raises(SystemExit) as e: start.ssl_pretrain()
     assert e.value.code == 2 and 'simclr' in capsys.readouterr().err
 
 @pytest.mark.parametrize('name', ['ssl_views','ssl_pretrain','ssl_distill','ssl_evaluate','ssl_embed','ssl_finetune'])
 def test_help(name, monkeypatch, capsys):
     "An example, and a word on every option"
     monkeypatch.setattr(sys, 'argv', [name, '--help'])
-    with pytest.raises(SystemExit) as e: getattr(cli, name)()
+    with pytest.raises(SystemExit) as e: getattr(start, name)()
     text = capsys.readouterr().out
     assert e.value.code == 0 and re.search(rf'^{name} \S+ .*', text, re.M) and '--debug' in text
     options = text[text.index('options:'):].split('\n  --')[1:]
@@ -328,9 +330,13 @@ def test_every_method():
         assert (s.model[width],s.fit.lr_max,s.views.resize_scale) == (7,.1,(.5,1))
 
 def test_arguments_are_passed_on(monkeypatch):
-    "Each argument of ssl_pretrain arrives, and is part of what a training is known by unless it may change"
-    monkeypatch.setattr(cli, '_pretrain', lambda a: a)
-    a,known = ssl_pretrain('here'),inspect.signature(ssl_pretrain).parameters
-    assert set(a) == set(known) and set(cli._asked(a)) == set(known)-set(cli._free)|{'processes'}
+    "What is typed arrives, and each argument is part of what a training is known by unless it may change"
+    asked = []
+    monkeypatch.setattr(pretraining, '_prepare', asked.append)
+    typed = start.parser('ssl_pretrain', cli.described['ssl_pretrain']).parse_args('photos --method byol --bs 8 --white -1,2.5 --no-report --valid .3 --set m=.9 --arch-set depth=2'.split())
+    cli.commands['ssl_pretrain'](**{k:v for k,v in vars(typed).items() if k != 'debug'})
+    a,known = asked[0],inspect.signature(pretrain).parameters
+    assert (a.path,a.method,a.bs,a.white,a.report,a.valid,a.settings,a.arch_set,a.epochs) == ('photos','byol',8,(-1,2.5),False,'.3',dict(m=.9),dict(depth=2),None)
+    assert set(a) == {*known,'asked'} and set(a.asked) == set(known)-set(pretraining._free)|{'processes'}
 
 def test_values(): assert parse_settings(['a=1','b=(.1,2)','c=None','d=all','e=x=y']) == dict(a=1, b=(.1,2), c=None, d='all', e='x=y')

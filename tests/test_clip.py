@@ -178,7 +178,7 @@ def test_command_line(name, photos, capsys):
     root,files,table = photos
     texts = root.parent/'t.csv'
     table.to_csv(texts, sep=';', index=False)
-    out,args = root.parent/'out',dict(epochs=1, size=32, arch='test_resnet', bs=8, precision='fp32', no_report=name != 'clip')
+    out,args = root.parent/'out',dict(epochs=1, size=32, arch='test_resnet', bs=8, precision='fp32', report=name == 'clip')
     def run(): return ssl_pretrain(root, method=name, out=out, labels='parent', valid='valid', texts=texts, text_cols='file,caption', **args)
     run()
     said = capsys.readouterr().out

@@ -131,11 +131,11 @@ def test_losses_of_a_batch():
 def test_command_line(tmp_path, capsys):
     photos = sample_photos(tmp_path/'photos', n=4, size=40)
     args = dict(epochs=1, size=32, arch='test_resnet')
-    ssl_pretrain(photos, method='simclr', out=tmp_path/'t', no_report=True, precision='fp32', **args)
+    ssl_pretrain(photos, method='simclr', out=tmp_path/'t', report=False, precision='fp32', **args)
     file = tmp_path/'t'/'encoder.safetensors'
     ssl_distill(photos, str(file), out=tmp_path/'s', set=['loss=cosine','whole=True'], **args)
     assert encoder_info(tmp_path/'s'/'encoder.safetensors')['arch'] == 'test_resnet' and 'width of the teacher' in capsys.readouterr().out
-    with pytest.raises(ValueError, match='--teacher FILE'): ssl_pretrain(photos, method='distill', out=tmp_path/'x')
+    with pytest.raises(ValueError, match='the file of an encoder'): ssl_pretrain(photos, method='distill', out=tmp_path/'x')
     with pytest.raises(ValueError, match='no other method does'): ssl_pretrain(photos, method='simclr', teacher=str(file), out=tmp_path/'x')
 
 def test_described_without_its_weights(capsys):

@@ -10,7 +10,7 @@ def test_in_step(tmp_path):
         shutil.copytree(root/d, tmp_path/d, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
     for f in ('settings.ini','setup.py','pyproject.toml','README.md','Makefile'): shutil.copy(root/f, tmp_path/f)
     subprocess.run(['make','-o','.venv/.ready','docs',f'BIN={bin_}'], cwd=tmp_path, check=True, capture_output=True)
-    files = [p.relative_to(tmp_path) for d in ('nbs','self_supervised','docs') for p in (tmp_path/d).rglob('*') if p.suffix in ('.ipynb','.py','.md')]
+    files = [p.relative_to(tmp_path) for d in ('nbs','self_supervised','docs') for p in (tmp_path/d).rglob('*') if p.suffix in ('.ipynb','.py','.md','.json')]
     stale = [str(f) for f in [*files, Path('README.md')] if not (root/f).exists() or (root/f).read_bytes() != (tmp_path/f).read_bytes()]
     assert not stale, f"run `make docs` and commit: {stale}"
 

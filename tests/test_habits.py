@@ -7,7 +7,9 @@ from fastai.vision.all import Callback, Categorize, DataLoaders, Datasets, Learn
 from safetensors.torch import load_file, save_file
 from kit import METHODS, TEACHERS, each, fit, fitted, image, loaders, make, make_dls, same, state, text, tokens
 from pretended_gpus import on_gpus
-from self_supervised.cli import check_asked, note_asked, read_asked, ssl_embed, ssl_finetune, ssl_pretrain, ssl_views, stopping, unbreakable_output
+from self_supervised.cli import ssl_embed, ssl_finetune, ssl_pretrain, ssl_views
+from self_supervised.start import unbreakable_output
+from self_supervised.training.pretraining import check_asked, note_asked, read_asked, stopping
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.layers import encoder_nf
 from self_supervised.data import image_texts
@@ -115,11 +117,11 @@ def test_nan_replaces_no_checkpoint(name, tmp_path):
 
 def test_a_command_that_ends_in_nan(tmp_path, monkeypatch):
     "Ends with an error, and writes no encoder"
-    import self_supervised.cli as cli
-    real = cli.pretraining_learner
-    monkeypatch.setattr(cli, 'pretraining_learner', lambda *a, **kw: real(*a, **kw).add_cb(Breaks()))
+    import self_supervised.training.pretraining as page
+    real = page.pretraining_learner
+    monkeypatch.setattr(page, 'pretraining_learner', lambda *a, **kw: real(*a, **kw).add_cb(Breaks()))
     with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(ValueError, match='NaN or infinite'):
-        ssl_pretrain('digits', out=tmp_path/'o', arch='test_resnet', epochs=2, bs=256, precision='fp32', no_report=True)
+        ssl_pretrain('digits', out=tmp_path/'o', arch='test_resnet', epochs=2, bs=256, precision='fp32', report=False)
     assert not (tmp_path/'o'/'encoder.safetensors').exists() and checkpoints(tmp_path/'o'/'checkpoints')
 
 # batches

@@ -3,7 +3,7 @@ import json, math
 import pytest, torch
 from fastai.vision.all import Callback, ChannelsLast, MixedPrecision, ShortEpochCallback, load_learner
 from torch import nn
-from self_supervised import cli
+from self_supervised.training import pretraining
 from self_supervised.evaluation.alarms import auc
 from self_supervised.evaluation.health import alpha_req, figures
 from self_supervised.evaluation.retrieval import places
@@ -116,15 +116,15 @@ def test_channels_last_goes_on(tmp_path):
 
 def test_the_mode_of_a_training_stays(tmp_path, monkeypatch, capsys):
     "What was measured is said and remembered, also in files that only know bf16"
-    monkeypatch.setattr(cli, 'measured_mode', lambda learn: ('fp32 channels_last', 'fp32 channels_last (measured)'))
-    kw = dict(out=tmp_path, arch='test_resnet', size=16, epochs=2, bs=256, no_report=True)
-    learn = cli.ssl_pretrain('digits', **kw)
+    monkeypatch.setattr(pretraining, 'measured_mode', lambda learn: ('fp32 channels_last', 'fp32 channels_last (measured)'))
+    kw = dict(out=tmp_path, arch='test_resnet', size=16, epochs=2, bs=256, report=False)
+    learn = pretraining.pretrain('digits', **kw)
     assert 'precision: fp32 channels_last (measured)' in capsys.readouterr().out and learn._grab_cbs(ChannelsLast)
     f = tmp_path/'training.json'
-    assert cli.read_asked(f)[1] == 'fp32 channels_last' and cli.chosen_mode(learn, 'auto', tmp_path)[0] == 'fp32 channels_last'
+    assert pretraining.read_asked(f)[1] == 'fp32 channels_last' and pretraining.chosen_mode(learn, 'auto', tmp_path)[0] == 'fp32 channels_last'
     f.write_text(json.dumps(dict(asked={}, bf16=True)))
-    assert cli.read_asked(f)[1] == 'bf16' and cli.chosen_mode(learn, 'auto', tmp_path)[0] == 'bf16'
-    assert cli.chosen_mode(learn, 'fp16', tmp_path)[0] == 'fp16'
+    assert pretraining.read_asked(f)[1] == 'bf16' and pretraining.chosen_mode(learn, 'auto', tmp_path)[0] == 'bf16'
+    assert pretraining.chosen_mode(learn, 'fp16', tmp_path)[0] == 'fp16'
 
 # features, figures
 

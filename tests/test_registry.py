@@ -6,12 +6,11 @@ import pytest, torch
 from fastai.vision.all import Learner
 
 import kit
-from self_supervised import cli
 from self_supervised.callback import SSLCallback, methods
 from self_supervised.evaluation.alarms import Alarms
 from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.training.settings import suggest
-from self_supervised.vision.all import create_encoder
+from self_supervised.vision.all import create_encoder, pretrain
 
 toy = '''
 from fastai.vision.all import *
@@ -42,12 +41,9 @@ def Toy(tmp_path, monkeypatch):
     yield playroom.Toy
     methods.pop('toy'); sys.modules.pop('playroom')
 
-def test_command_line(Toy, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, 'argv', ['ssl_pretrain', '--help'])
-    with pytest.raises(SystemExit): cli.ssl_pretrain()
-    assert ',toy' in capsys.readouterr().out
-    learn = cli.ssl_pretrain('digits', out=tmp_path/'toy', method='toy', arch='test_resnet', epochs=1, bs=64, precision='fp32', set=['temp=.3'],
-                             no_report=True)
+def test_in_one_call(Toy, capsys, tmp_path):
+    learn = pretrain('digits', Toy, tmp_path/'toy', 'test_resnet', epochs=1, bs=64, precision='fp32', temp=.3, report=False)
+    assert 'toy on 1,401 images' in capsys.readouterr().out
     assert type(learn.toy) is Toy and learn.toy.temp == .3 and learn.model.projector[0].out_features == 64
 
 def test_suggestions(Toy):

@@ -4,14 +4,13 @@ import warnings
 
 import numpy as np, pytest, timm, torch
 from fastai.vision.all import nn, resnet18
-from self_supervised.cli import ssl_pretrain
 from self_supervised.encoder_files import encoder_info, export_onnx, load_encoder, save_encoder
 from self_supervised.evaluation.protocol import untrained_encoder
 from self_supervised.layers import create_encoder, source_of
 from self_supervised.training.finetune import layer_splitter
 from self_supervised.training.segmentation import create_unet, feature_maps, map_info
 from self_supervised.training.settings import suggest
-from self_supervised.vision.all import create_simclr_model, imagenet_stats, sample_photos
+from self_supervised.vision.all import create_simclr_model, imagenet_stats, pretrain, sample_photos
 
 def convs(enc): return [m for m in enc.modules() if isinstance(m, nn.Conv2d)]
 
@@ -77,17 +76,17 @@ def test_everywhere(arch, tmp_path):
         onnx = export_onnx(again, tmp_path/'e.onnx')
     assert np.allclose(onnxruntime.InferenceSession(onnx).run(None, {'images':x.numpy()})[0], want, atol=1e-3)
 
-def test_command_line(tmp_path, capsys):
+def test_pretrain(tmp_path, capsys):
     "Which stem it takes, and what it says of it; what becomes of an encoder with the small one is in `test_cli`"
     photos = sample_photos(tmp_path/'photos', n=4, size=40)
     file = save_encoder(create_encoder('test_resnet', False, stem='small'), tmp_path/'e.safetensors')
     for args,said,positions in (({},'at most 40 pixels',16), (dict(stem='usual'),'as asked',1), (dict(size=48),None,1), (dict(size=48, stem='small'),'as asked',36),
-                                (dict(encoder=file),None,16), (dict(arch='vit_tiny_patch16_224', arch_set=['depth=1']),None,4),
+                                (dict(encoder=file),None,16), (dict(arch='vit_tiny_patch16_224', arch_set=dict(depth=1)),None,4),
                                 (dict(arch='darknet17'),'has no other',1)):
-        ssl_pretrain(photos, out=tmp_path/'b', dry_run=True, **{**dict(arch='test_resnet', size=32, bs=16), **args})
+        pretrain(photos, out=tmp_path/'b', dry_run=True, **{**dict(arch='test_resnet', size=32, bs=16), **args})
         out = capsys.readouterr().out
         assert (said in out if said else ' stem ' not in out) and re.search(rf'positions +{positions} ', out), (args,out)
-    with pytest.raises(ValueError, match='--stem'): ssl_pretrain(photos, out=tmp_path/'b', encoder=file, stem='small', size=32)
+    with pytest.raises(ValueError, match='leave out pretrained, arch_set and stem'): pretrain(photos, out=tmp_path/'b', encoder=file, stem='small', size=32)
 
 def test_suggestions():
     of = lambda size, **kw: suggest('SimCLR', 2000, 64, size, **kw)

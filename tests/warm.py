@@ -68,7 +68,7 @@ def run(f, *args, timeout=300, **kw) -> str:
 def command(name:str, *args):
     "A console script of this library, to be run in a `Process`"
     sys.argv = [name, *map(str, args)]
-    getattr(sys.modules['self_supervised.cli'], name)()
+    sys.modules['self_supervised.start'].run(name)
 
 def script(path:str, *args):
     "A file of Python, as `python path args` runs it"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import length_hint
 from PIL import ImageOps
 from PIL.ExifTags import Base as Tag
-from fastprogress import progress_bar
+from fastprogress import fastprogress, progress_bar
 from torchvision.io import ImageReadMode, decode_image, read_file
 from fastai.vision.all import *
 from ..augmentations import check_size
@@ -238,12 +238,13 @@ def late_bar(
     total:int|None=None, # How many there are; None asks `items`, which need not know
     after:float=2. # Seconds without a bar
 ) -> Iterable:
-    "`items`, with a progress bar as soon as they take long"
+    "`items`, with a progress bar as soon as they take long; in a log, which has no bars, with a line"
     start,bar = time.time(),None
     total = ifnone(total, length_hint(items) or 'noinfer')
     for i,o in enumerate(items):
         yield o
         if bar is None and time.time()-start > after:
+            if fastprogress.NO_BAR and not rank_distrib(): print(f"{text} ...", flush=True)
             bar = progress_bar(items, total, leave=False)
             bar.update(0)
             bar.start_t,bar.comment = start,text

@@ -198,9 +198,23 @@ class LearnerMetric(Metric):
     @property
     def value(self): return self.f(self.learn) if self.learn else None
 
+class BelowGuessing(AvgLoss):
+    "How far the validation loss is below that of embeddings that say nothing about their images"
+    name = 'below_guess'
+    def reset(self):
+        super().reset()
+        self.guessed = 0.
+    def accumulate(self, learn):
+        super().accumulate(learn)
+        guess = first(learn._grab_cbs(SSLCallback)).trivial_loss(*learn.yb)
+        self.guessed += find_bs(learn.yb)*ifnone(guess, math.nan)
+    @property
+    def value(self): return self.guessed/self.count - super().value if self.count else None
+
 figures.update({k:Figure(k, v) for k,v in dict(
-    train_loss='loss of training batches, smoothed; its batches are others, so that its height does not compare with valid_loss',
+    train_loss='loss of training batches, smoothed; it is measured on other batches, so compare its slope with valid_loss, not its height',
     valid_loss='loss of validation batches',
+    below_guess='how far valid_loss is below the loss of guessing; 0 is nothing learned, and it grows with learning',
     knn='share of validation images whose nearest labelled training images are of their class; higher is better',
     knn_top5='share of validation images whose class is among the five with the nearest images',
     probe='accuracy of a linear classifier on the features, for validation images; higher is better',
@@ -235,9 +249,10 @@ def ssl_metrics(
     cb = first(learn._grab_cbs(SSLCallback))
     if cb is None: raise ValueError("learn: there is no method among its callbacks; for a classifier use metrics=[accuracy, KNN()]")
     sample,res = FeatureSample(n),L()
+    if type(cb).trivial_loss is not SSLCallback.trivial_loss and not cb.least_is_trivial: res += [BelowGuessing()]
     if not KNN().no_value(learn):
-        res += [KNN(sample=sample), LinearProbe(sample=sample)]
-        if len(label_vocab(learn.dls) or []) > 10: res.insert(1, KNN(top=5, sample=sample))
+        top5 = [KNN(top=5, sample=sample)] if len(label_vocab(learn.dls) or []) > 10 else []
+        res += [KNN(sample=sample), *top5, LinearProbe(sample=sample)]
     res += [EmbeddingMetric(o.f, n) for o in figures.values() if o.f]
     if isinstance(cb, TeacherCallback): res += [LearnerMetric(teacher)]
     if isinstance(cb, QueueMixin) and cb.compares and cb.K and cb.n_inp == 1: res += [QueueMetric(n)]

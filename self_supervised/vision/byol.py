@@ -44,6 +44,7 @@ class BYOL(TeacherCallback):
     quick = dict(method=dict(m=.99), train=dict(opt='SGD', fit='fit_flat_cos'))
     when = "Small batches, and images among which many are alike, as it has no negatives; needs many steps"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
+    least_is_trivial = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_byol_aug_pipelines`
         m:float|tuple=(.996,1.), # Momentum, or (start, end) on a cosine; .99 suits short training

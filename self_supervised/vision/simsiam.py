@@ -43,5 +43,6 @@ class SimSiam(SSLCallback):
     quick = dict(train=dict(fit='fit_flat_cos', lr=1e-3))
     when = "As BYOL, but without a teacher; needs many steps"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
+    least_is_trivial = True
     def trivial_loss(self, y, *yb): return 0.
     def lf(self, pred, *yb): return simsiam(*pred, self.n_views)
