@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import links
 import nbformat
 from fastcore.docments import MarkdownRenderer
 from tables import accuracy, baselines, markdown, spread
@@ -42,6 +43,8 @@ def shown(path:Path):
     for c in keep:
         c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M) if c.cell_type == 'code' else linked(c.source)
     nb.cells = [c for c in keep if c.source.strip()]
+    button = links.colab(f'nbs/{path.name}')
+    if button: nb.cells.insert(1, nbformat.v4.new_markdown_cell(button))
     return nb
 
 def result(name:str, df) -> str:

@@ -1,8 +1,9 @@
-"""The tables of README, notebooks and site, made of the measurements in benchmarks/results: python docs/tables.py fills them in, between the comments that name them.
+"""The tables of README, notebooks and site, made of the measurements in benchmarks/results, and the links to the repository: python docs/tables.py fills them in, between the comments that name them.
 tests/test_results.py looks up the figures in their text."""
 import json
 from pathlib import Path
 
+import links
 import pandas as pd
 
 from self_supervised.evaluation.protocol import interval
@@ -224,7 +225,7 @@ def clip():
     rows = [(m, spread(g.accuracy) if len(g) > 1 else f'{g.accuracy.mean():.3f}', f'{g.r5.mean():.3f}' if g.r5.notna().any() else '') for m,g in sorted(df.groupby('method'), key=lambda o: -o[1].accuracy.mean())]
     return f"{machines('clip')}; seeds: {df.seed.nunique()}, {df.epochs.max():.0f} epochs\n\n"+markdown(['','zero-shot accuracy','R@5, image to text'], rows)
 
-tables = dict(methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, worth=worth, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, cifar10=cifar10, photographs=photographs, fashion_longer=fashion_longer)
+tables = dict(badges=links.badges, install=links.install, methods=methods, waits=waits, alarms_start=alarms_start, alarms_training=alarms_training, clip=clip, continuing=continuing, worth=worth, distill=distilled, digits=digits, counted=counted, share=share, ddp=ddp, views=views, precision=precision, blocks=blocks, losses=losses, steps=steps, data=data, fashion=fashion, cifar10=cifar10, photographs=photographs, fashion_longer=fashion_longer)
 
 def filled(text:str) -> str:
     "`text` with its tables made anew"
@@ -238,10 +239,18 @@ def filled(text:str) -> str:
 def fill(path:Path):
     "Write the tables of a page"
     if path.suffix == '.md': return path.write_text(filled(path.read_text()))
-    nb = json.loads(path.read_text())
-    cells = [c for c in nb['cells'] if c['cell_type'] == 'markdown' and '<!-- table: ' in ''.join(c['source'])]
-    for c in cells: c['source'] = filled(''.join(c['source'])).splitlines(keepends=True)
-    if cells: path.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n')
+    was = path.read_text()
+    nb = json.loads(was)
+    for c in nb['cells']:
+        if c['cell_type'] == 'markdown': c['source'] = filled(''.join(c['source'])).splitlines(keepends=True)
+    if path.stem != 'index': begin_with(nb, links.colab_cell())
+    new = json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
+    if new != was: path.write_text(new)
+
+def begin_with(nb:dict, cells:list):
+    "The cell that installs comes after the title"
+    own = [c for c in nb['cells'] if c['id'] != links.cell_id]
+    nb['cells'] = own[:1]+cells+own[1:]
 
 if __name__ == '__main__':
     for p in pages: fill(p)

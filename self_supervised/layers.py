@@ -92,6 +92,7 @@ class Source:
     # encoders
     def made(self, enc): return False # Is it of this source?
     def stats(self, enc): return None # [mean, std] of the images that its weights have seen
+    def origin(self, arch, enc): return f"{type(self).__name__} {getattr(arch, '__name__', arch)}" # Name of its weights
     def layers(self, enc): return [] # Names of its parameters, a list per layer, from the first to the last
     def body(self, enc): return [] # Modules that it runs one after the other, up to its pooling
     def stem(self, enc): # Modules in front of its first block; none if it has no blocks, or does not give maps
@@ -205,12 +206,16 @@ class TorchVision(Source):
 # %% ../nbs/02_layers.ipynb #a48c4524
 def from_hub(arch:str) -> bool: return arch.lower().startswith(('hf-hub:','hf_hub:','local-dir:'))
 
-def _timm_model(arch, **kwargs):
-    "timm's `create_model`, for images of any size if `arch` has an argument for that"
-    try: return timm.create_model(arch, dynamic_img_size=True, **kwargs)
+def _timm_model(arch, pretrained, **kwargs):
+    "timm's `create_model`, for images of any size if `arch` has an argument for that; the model keeps its `timm_args`"
+    args = {'dynamic_img_size':True, **kwargs}
+    try: enc = timm.create_model(arch, pretrained=pretrained, **args)
     except TypeError as e:
         if 'dynamic_img_size' not in str(e): raise
-        return timm.create_model(arch, **kwargs)
+        args = kwargs
+        enc = timm.create_model(arch, pretrained=pretrained, **args)
+    enc.timm_args = {**getattr(enc, '_model_args', {}), **args}         # with those that a hub's or folder's model has
+    return enc
 
 # %% ../nbs/02_layers.ipynb #7c8f1d31
 @contextmanager
@@ -250,6 +255,10 @@ class Timm(Source):
     def stats(self, enc):
         cfg = getattr(enc, 'default_cfg', {})
         if 'mean' in cfg: return [list(cfg['mean']),list(cfg['std'])]
+    def origin(self, arch, enc):
+        cfg = getattr(enc, 'default_cfg', {})
+        licence = f" ({cfg['license']})" if cfg.get('license') else ''
+        return (cfg.get('hf_hub_id') or arch.rpartition('/')[2])+licence
     def layers(self, enc):
         if not hasattr(enc, 'group_matcher'): return []
         groups = group_parameters(enc, enc.group_matcher(coarse=False))
@@ -337,7 +346,7 @@ def _spec(arch, kwargs, **rest):
     if callable(arch):
         name = _named+getattr(arch, '__name__', '')
         arch = name if _find(name)[1] is arch else None
-    try: json.dumps(kwargs)
+    try: kwargs = json.loads(json.dumps(kwargs))                       # tuples are lists there
     except TypeError: arch,kwargs = None,{}
     return dict(rest, kwargs=kwargs, **({'arch':arch} if arch else {}))
 
@@ -367,10 +376,10 @@ def create_encoder(
     size = check_size(_asked_size(kwargs) or source.size(found, enc))
     enc.nf = num_features(enc, n_in, size)
     enc.spec = _spec(arch, kwargs, n_in=n_in, pool_type=pool_type, **({} if stem == 'usual' else {'stem':stem}))
-    stats = source.stats(enc)
-    if pretrained and stats:
-        if len(stats[0]) != n_in: stats = [[np.mean(o).item()]*n_in for o in stats]     # those of grey, as timm keeps three
-        enc.info = dict(stats=stats, size=list(size))
+    if pretrained:
+        stats,enc.info = source.stats(enc),dict(origin=[source.origin(found, enc)])
+        if stats and len(stats[0]) != n_in: stats = [[np.mean(o).item()]*n_in for o in stats]     # those of grey, as timm keeps three
+        if stats: enc.info.update(stats=stats, size=list(size))
     if grad_checkpointing:
         if not hasattr(enc, 'set_grad_checkpointing'):
             raise ValueError(f"grad_checkpointing: {arch} has no set_grad_checkpointing; choose a timm architecture")

@@ -36,6 +36,10 @@ def test_code_runs(wheel, tmp_path):
 
 def test_typed(wheel): assert (wheel/'self_supervised'/'py.typed').is_file()
 
+def test_name(wheel):
+    "No other library has it: `self-supervised` is another one"
+    assert len(list(wheel.glob('fastai_self_supervised-*.dist-info'))) == 1
+
 def test_every_notebook_is_named():
     "A stranger finds each page in the table of CONTRIBUTING"
     pages = [o.stem for o in (root/'nbs').glob('*.ipynb') if o.stem != 'index']

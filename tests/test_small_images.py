@@ -76,15 +76,6 @@ def test_everywhere(arch, tmp_path):
         onnx = export_onnx(again, tmp_path/'e.onnx')
     assert np.allclose(onnxruntime.InferenceSession(onnx).run(None, {'images':x.numpy()})[0], want, atol=1e-3)
 
-def test_plain_timm(tmp_path):
-    "Without this library: the two lines of page 03"
-    enc,x = create_encoder('resnet18', False, stem='small').eval(),torch.rand(2, 3, 32, 32)
-    path = save_encoder(enc, tmp_path/'e.safetensors')
-    plain = timm.create_model('resnet18', num_classes=0)
-    plain.conv1,plain.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False),nn.Identity()
-    timm.models.load_checkpoint(plain, str(path))
-    assert torch.equal(plain.eval()(x), enc(x))
-
 def test_pretrain(tmp_path, capsys):
     "Which stem it takes, and what it says of it; what becomes of an encoder with the small one is in `test_cli`"
     photos = sample_photos(tmp_path/'photos', n=4, size=40)

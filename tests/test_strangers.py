@@ -35,7 +35,7 @@ def test_only_registered_architectures(good, tmp_path, arch):
     (dict(pool_type='eval'), 'pool_type'), (dict(kwargs=[1]), 'kwargs'), (dict(kwargs={'block_args':{'a':1}}), 'block_args'),
     (dict(kwargs={'pretrained_cfg':'x'}), 'pretrained_cfg'), (dict(kwargs={'checkpoint_path':'/etc/passwd'}), 'checkpoint_path'), (dict(kwargs={'weights':'DEFAULT'}), 'weights'),
     (dict(kwargs={'cache_dir':'/tmp'}), 'cache_dir'), (dict(kwargs={'no_such_argument':1}), 'no encoder can be built'), (dict(kwargs={'pretrained':True}), 'pretrained'),
-    (dict(n_in=10**9), 'n_in'), (dict(kwargs={'width':10**9}), 'more than the weights'), (dict(stats='x'), 'stats'), (dict(stats=[[.5]]), 'stats'), (dict(reading=[1]), 'reading'), (dict(reading={'cache':'/tmp'}), 'reading'), (dict(reading={'white':-1}), 'reading'),
+    (dict(n_in=10**9), 'n_in'), (dict(kwargs={'width':10**9}), 'more than the weights'), (dict(stats='x'), 'stats'), (dict(stats=[[.5]]), 'stats'), (dict(reading=[1]), 'reading'), (dict(reading={'cache':'/tmp'}), 'reading'), (dict(reading={'white':-1}), 'reading'), (dict(origin='x'), 'origin'), (dict(origin=['a\nb']), 'origin'),
     (dict(arch='resnet10t'), 'do not fit')])
 def test_headers(good, tmp_path, header, msg):
     with pytest.raises(ValueError, match='x.safetensors') as e: load_encoder(crafted(good, tmp_path/'x.safetensors', **header))

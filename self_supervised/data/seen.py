@@ -47,13 +47,26 @@ def seen_by(o:Learner|nn.Module) -> Seen:
     reader = learner_reader(o)
     return Seen(learner_size(o), norm_stats(norm), reader and dict(method=reader.method, white=reader.white))
 
+# %% ../../nbs/15_data.seen.ipynb #5ee00013
+def origin_of(o:Learner|nn.Module) -> list: # Names
+    "The weights that an encoder was continued or distilled from"
+    if isinstance(o, Learner):
+        teacher = getattr(first(o._grab_cbs(SSLCallback)), 'teacher', None)
+        taught = [] if teacher is None else origin_of(teacher) or [f'a teacher ({_arch(teacher)})']
+        return list(dict.fromkeys(origin_of(get_model(o.model).encoder)+taught))
+    info = getattr(o, 'info', {})
+    return (info.get('origin') or []) + ([f'an encoder file ({_arch(o)})'] if 'version' in info else [])
+
+def _arch(encoder): return getattr(encoder, 'spec', {}).get('arch') or type(encoder).__name__
+
 # %% ../../nbs/15_data.seen.ipynb #5ee00009
 @patch
 def save_encoder(self:Learner, path:str|Path, stats:tuple|None=None) -> Path:
     "`encoder_files.save_encoder` by the first process, with size and reading of the images; `stats` default to those of the views"
     if rank_distrib(): return Path(path)
     seen = seen_by(self)
-    return encoder_files.save_encoder(get_model(self.model).encoder, path, ifnone(stats, seen.stats), seen.size, seen.reading)
+    encoder = get_model(self.model).encoder
+    return encoder_files.save_encoder(encoder, path, ifnone(stats, seen.stats), seen.size, seen.reading, origin_of(self))
 
 # %% ../../nbs/15_data.seen.ipynb #e953b488
 def open_encoder(

@@ -38,6 +38,7 @@ from ..evaluation.pictures import *
 from ..evaluation.retrieval import *
 from ..evaluation.report import *
 from ..evaluation.cleaning import *
+from ..evaluation.hub import *
 from ..training.precision import *
 from ..training.checkpoint import *
 from ..training.finetune import *
