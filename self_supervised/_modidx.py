@@ -2008,8 +2008,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'self_supervised/training/pretraining.py'),
                                                       'self_supervised.training.pretraining.finish': ( 'training.pretraining.html#finish',
                                                                                                        'self_supervised/training/pretraining.py'),
-                                                      'self_supervised.training.pretraining.in_words': ( 'training.pretraining.html#in_words',
-                                                                                                         'self_supervised/training/pretraining.py'),
                                                       'self_supervised.training.pretraining.mixed_batches': ( 'training.pretraining.html#mixed_batches',
                                                                                                               'self_supervised/training/pretraining.py'),
                                                       'self_supervised.training.pretraining.note_asked': ( 'training.pretraining.html#note_asked',

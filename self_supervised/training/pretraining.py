@@ -27,7 +27,7 @@ from self_supervised.evaluation.features import KNN
 from self_supervised.evaluation.health import ssl_metrics
 from self_supervised.evaluation.pictures import learner_history
 from self_supervised.evaluation.protocol import Evaluation, evaluate, named_encoders, verdicts
-from self_supervised.evaluation.report import *
+from self_supervised.evaluation.report import duration
 from self_supervised.evaluation.retrieval import embeddings, retrieval
 from self_supervised.training.checkpoint import Checkpoint, checkpoints
 from self_supervised.training.precision import fast_cuda, measured_mode, modes
@@ -428,15 +428,8 @@ class Duration(Callback):
         self.times.append(time.perf_counter())
         if len(self.times) < self.at: return
         seconds,n = np.median(np.diff(self.times)),self.n_epoch*len(self.dls.train)
-        if not rank_distrib(): print(f"{n:,} steps of {seconds:.2g} s: {in_words(n*seconds)}, and what validation takes")
+        if not rank_distrib(): print(f"{n:,} steps of {seconds:.2g} s: {duration(n*seconds)}, and what validation takes")
         if self.stop: raise CancelFitException
-
-# %% ../../nbs/88_training.pretraining.ipynb #e0a12524
-def in_words(seconds:float) -> str:
-    "A duration as one would say it"
-    if seconds < 100: return f"{seconds:.0f} seconds"
-    if seconds < 6000: return f"{seconds/60:.0f} minutes"
-    return f"{seconds/3600:.1f} hours"
 
 # %% ../../nbs/88_training.pretraining.ipynb #acc16378
 def _say(*s):
