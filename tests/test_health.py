@@ -1,13 +1,13 @@
 "Every figure equals a naive computation, on random and on degenerate input, and columns suit any method, with labels or without."
-import math, warnings
+import math, random, warnings
 import numpy as np, pytest, scipy.linalg, torch
 import torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import Callback, GradientAccumulation, Learner, noop
 from kit import METHODS, dls_of, fit, make, make_dls
-from self_supervised.callback import TermsMixin
+from self_supervised.callback import SSLCallback, TermsMixin
 from self_supervised.evaluation.alarms import auc
-from self_supervised.vision.all import EmbeddingMetric, FeatureSample, GradNorm, KNN, alignment, alpha_req, false_negatives, learner_knn, lidar, rankme, spread, ssl_metrics, teacher_distance, uniformity
+from self_supervised.vision.all import Alarms, EmbeddingMetric, FeatureSample, GradNorm, KNN, alignment, alpha_req, false_negatives, get_features, learner_knn, lidar, rankme, spread, ssl_metrics, teacher_distance, uniformity
 from self_supervised.evaluation.health import batch_embeddings
 
 # one image, constant features, more dimensions than images, images that are zero
@@ -132,3 +132,40 @@ def test_knn_of_all_and_of_a_sample():
         assert len(bank) == len(y) == want and 2 not in y and 2 not in t
     assert KNN(n=None).figure(*FeatureSample(None)(learn)) == learner_knn(learn)
     with pytest.raises(ValueError, match='no method'): ssl_metrics(Learner(make_dls(), nn.Identity(), noop))
+
+@pytest.mark.parametrize('name', ['sim_clr','sup_con_moco','swav','clip'])
+def test_training_is_not_disturbed(name):
+    "Columns and alarms leave weights and random numbers as they would be without them"
+    def trained(*cbs, columns=False):
+        torch.manual_seed(0); random.seed(0)
+        learn = make(name, dls_of(name), cbs=list(cbs))
+        if columns: learn.metrics = ssl_metrics(learn)
+        torch.manual_seed(1); random.seed(1)
+        fit(learn, 2)
+        return [*learn.model.state_dict().values(), torch.rand(1), torch.tensor(random.random())]
+    plain,watched = trained(),trained(Alarms(), GradNorm(), columns=True)
+    assert all(torch.equal(a, b) for a,b in zip(plain, watched))
+
+def test_features_take_no_random_numbers():
+    learn = make('sim_clr')
+    before = torch.get_rng_state(),random.getstate()
+    get_features(learn, 0); get_features(learn.model.encoder, learn.dls.train, size=16)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+class Guesses(Callback):
+    "What guessing gives on each validation batch, and what the method does"
+    def before_validate(self): self.seen = []
+    def after_loss(self):
+        cb = self.learn._grab_cbs(SSLCallback)[0]
+        if not self.training: self.seen.append((len(self.learn.yb[0]), cb.trivial_loss(*self.learn.yb), self.learn.loss.item()))
+
+@pytest.mark.parametrize('name', ['sim_clr','sup_con','moco','byol','vic_reg'])
+def test_below_guess(name):
+    "A column for methods whose guess is above what learning gives"
+    learn = make(name, dls_of(name), cbs=[guesses := Guesses()])
+    learn.metrics = ssl_metrics(learn)
+    fit(learn)
+    row = dict(zip(learn.recorder.metric_names[1:], learn.final_record))
+    if name in ('byol','vic_reg'): assert 'below_guess' not in row; return
+    n = sum(o for o,_,_ in guesses.seen)
+    close(row['below_guess'], sum(o*(guess-loss) for o,guess,loss in guesses.seen)/n)

@@ -199,6 +199,7 @@ def _run_together(f, learn, ds_idx, items, device, size, norm):
     return gather(x)[order],y if y is None else gather(y)[order]
 
 # %% ../../nbs/70_evaluation.features.ipynb #8e085b6f
+@no_random_change()
 def get_features(
     learn:Learner|nn.Module, # A learner, or an encoder; `nn.Flatten()` gives raw pixels
     ds_idx:int|DataLoader|list|str|Path=1, # 0 is a learner's training set, 1 its validation set; or a loader; or image files, or a folder
@@ -239,6 +240,7 @@ def _write_table(to, df, x):
     finally: new.unlink(missing_ok=True)
 
 # %% ../../nbs/70_evaluation.features.ipynb #75f2434a
+@no_random_change()
 def embed(
     encoder:nn.Module|Learner, # From `load_encoder` or `create_encoder`; or a learner, also an exported one
     paths:str|Path|list, # Folder of images, or files
