@@ -19,7 +19,7 @@ root = Path(__file__).parent.parent
 questions = [ # Of the decision table
     ("Does each image come with a text?", "[CLIP or SigLIP](32_vision.clip.ipynb)"),
     ("Do some images have a label?", "SupCon; with batches below 256 SupConMOCO"),
-    ("Is there a good encoder for such images, but too large a one?", "Distill"),
+    ("Is there a good encoder for images like yours, but it is too large?", "Distill"),
     ("Is the encoder a vision transformer?", "DINO or MOCOV3"),
     ("Fewer than 256 images in a batch?", "VICReg or MOCO; SimCLR with decoupled=True"),
     ("Are many images nearly alike (frames, slices, tiles)?", "BYOL or VICReg, which push no two images apart"),
@@ -67,7 +67,7 @@ def about(name:str) -> str:
 
 ## Settings
 
-What `suggest` proposes for 5,000 images of 128 pixels in batches of 64:
+This is what `suggest` proposes for 5,000 images of 128 pixels in batches of 64:
 
 {markdown(['setting','value','reason'], [(f"`{o['name']}`", o['value'], f"{o['reason']} ({o['source']})") for o in s.why])}
 
@@ -82,11 +82,11 @@ def choosing() -> str:
     base = ', '.join(f"{n} {res[n]:.3f}" for n in baselines)
     return f"""# Which method?
 
-Take the first question that you answer with yes.
+Find the first question that you would answer with yes.
 
 {markdown(['question','method'], questions)}
 
-Any of them takes one line to exchange, so try two. The last column is the accuracy on held-out digits with 5 labels per class after 315 steps ({base}), which favours methods that learn fast; [91_which_method](91_which_method.ipynb) has all figures with their spread.
+Switching methods takes one line, so try two. The last column is the accuracy on held-out digits with 5 labels per class after 315 steps ({base}), which favours methods that learn fast; [91_which_method](91_which_method.ipynb) has all figures with their spread.
 
 {markdown(['method','for whom','digits'], rows)}
 """
