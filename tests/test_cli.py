@@ -14,7 +14,7 @@ from self_supervised.cli import parse_settings, ssl_pretrain
 from self_supervised.training.pretraining import change_settings, pretrain, read_images
 from self_supervised.layers import new_encoder
 from self_supervised.training.settings import Suggestion, few_images_why
-from self_supervised.vision.all import NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
+from self_supervised.vision.all import Callback, NormalizeViews, SSLCallback, TensorImageBW, load_encoder, read_image, sample_photos
 
 bin_ = Path(sys.executable).parent
 small = '--arch test_resnet --size 32 --bs 16 --precision fp32 --no-report'.split()
@@ -99,6 +99,21 @@ def test_stopped_and_continued(trained, photos, tmp_path):
     pd.testing.assert_frame_equal(table(out), table(trained[0]))
     a,b = (load_file(o/'encoder.safetensors') for o in (out, trained[0]))
     assert all(torch.equal(a[k], b[k]) for k in b)
+
+class Interrupts(Callback):
+    def after_batch(self):
+        if self.training and self.iter == 2: signal.raise_signal(signal.SIGINT)
+
+def test_an_interrupted_cell(tmp_path, monkeypatch, capsys):
+    "In Python, too, there is a checkpoint first; the same call goes on, and signals mean what they did before"
+    args,real = dict(out=tmp_path/'o', arch='test_resnet', epochs=1, bs=256, precision='fp32', report=False),pretraining.pretraining_learner
+    with monkeypatch.context() as m:
+        m.setattr(pretraining, 'pretraining_learner', lambda *a, **kw: real(*a, **kw).add_cb(Interrupts()))
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt): pretrain('digits', **args)
+    assert signal.getsignal(signal.SIGINT) is before and 'Stopping' in capsys.readouterr().err
+    pretrain('digits', **args)
+    assert 'Going on from epoch 0, batch 3' in capsys.readouterr().out and (tmp_path/'o'/'encoder.safetensors').exists()
 
 def tree(d): return {o.relative_to(d): (o.stat().st_mtime_ns, o.is_file() and o.read_bytes()) for o in d.rglob('*')}
 

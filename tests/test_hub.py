@@ -68,7 +68,7 @@ def test_of_a_learner(tmp_path):
     learn = fit(make('sim_clr'))
     folder = learn.save_for_hub(tmp_path/'birds', license='cc-by-nc-4.0', evaluation=evaluate(learn))
     card = (folder/'README.md').read_text()
-    for o in ('license: cc-by-nc-4.0\n', '# birds\n', '| method | SimCLR (2002.05709)', '| images | 33 for training, 12 for validation', '| training | 1 epochs, 4 steps, batches of 8', 'temp=', '| raw pixels | untrained encoder | SimCLR |',
+    for o in ('license: cc-by-nc-4.0\n', '# birds\n', '| method | SimCLR (2002.05709)', '| images | 33 for training, 12 for validation', '| training | 1 epoch, 4 steps, batches of 8', 'temp=', '| raw pixels | untrained encoder | SimCLR |',
               'guessing the commonest class', f'self_supervised {self_supervised.__version__}', 'The weights: cc-by-nc-4.0', 'No other weights are known'): assert o in card, o
     x = torch.rand(2, 3, 16, 16)
     plain,enc = timm.create_model(f'local-dir:{folder}', pretrained=True).eval(),learn.model.encoder.eval()
