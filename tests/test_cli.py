@@ -166,7 +166,7 @@ def test_another_training_is_not_overwritten(trained, photos):
 def test_on_a_terminal(photos, tmp_path):
     "A bar that is drawn over, by the script that is installed"
     parent,child = pty.openpty()
-    args = ['digits', '--epochs', 1, '--bs', 256, '--out', tmp_path/'o', '--precision', 'fp32', '--no-report', '--arch', 'resnet10t', '--stem', 'usual']
+    args = ['digits', '--epochs', 1, '--bs', 256, '--out', tmp_path/'o', '--precision', 'fp32', '--no-report', '--arch', 'test_resnet', '--stem', 'usual']
     p = subprocess.Popen([bin_/'ssl_pretrain', *map(str, args)], stdout=child, stderr=subprocess.PIPE)
     os.close(child)
     text = b''
@@ -254,7 +254,7 @@ def test_a_table_of_few_labels(trained, photos, tmp_path, typed):
 def test_processes(tmp_path):
     "Two of them, stopped by Ctrl-C and continued, write one table and one encoder"
     def start(out):
-        args = ['digits', '--epochs', 2, '--bs', 256, '--out', out, '--arch', 'resnet10t', '--stem', 'usual', '--no-report', '--precision', 'fp32']
+        args = ['digits', '--epochs', 2, '--bs', 256, '--out', out, '--arch', 'test_resnet', '--stem', 'usual', '--no-report', '--precision', 'fp32']
         return warm.start_group(on_gpus, warm.command, 'ssl_pretrain', *args)
     a,b = start(tmp_path/'b')
     a.until(lambda: has_row(a.out))
