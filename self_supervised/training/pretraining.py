@@ -191,7 +191,7 @@ def read_asked(f:Path) -> tuple: # What was asked, and the mode in which trainin
         return dict(there['asked']),mode
     except (ValueError,KeyError,TypeError) as e:
         raise ValueError(f"out: {f}, which says what was asked of the training there, is damaged: remove it, and the same call goes "
-                         "resumes; or give another out for a new training") from e
+                         "on; or give another out for a new training") from e
 
 def asked_before(f:Path) -> dict: # Empty if there is none
     "Arguments of the training that is already there, from the file `f`"
@@ -205,7 +205,7 @@ def check_asked(f:Path, asked:dict):
     for k,v in json.loads(json.dumps(asked, default=str)).items():
         if there.get(k) != v:
             raise ValueError(f"out: {f.parent} holds a training with {k} {there.get(k)}, and now it is {v}: ask for the same to go on "
-                             "it, or give another out for a new one")
+                             "with that one, or give another out for a new one")
 
 def note_asked(f:Path, asked:dict, mode:str):
     f.parent.mkdir(parents=True, exist_ok=True)
