@@ -35,7 +35,7 @@ def group_views(views:list # Batches of views (B, C, H, W)
     return tuple(torch.cat([views[i] for i in g]) for g in groups),sum(groups, [])
 
 def in_view_order(out:Tensor, order:list) -> Tensor:
-    "Outputs for the batches of `group_views` in the order of the views"
+    "Outputs for the batches of `group_views`, in the order of the views"
     if order == sorted(order): return out
     parts = dict(zip(order, out.chunk(len(order))))
     return torch.cat([parts[i] for i in range(len(order))])
@@ -75,7 +75,7 @@ def check_learner(cb:Callback):
                          f"learn.remove_cb({old}).add_cb({new}(...)). Its queue and momentum encoder stay in the model for a callback of "
                          "the same method, and make way for one of another")
     for o in learn._grab_cbs((MixHandler,FetchPredsCallback)):
-        why = 'makes views of whole images, and has no use for mixed labels'
+        why = 'makes views of whole images, and cannot use mixed labels'
         if isinstance(o, FetchPredsCallback): why = 'has no predictions to fetch'
         raise ValueError(f"{type(o).__name__}: {name} {why}: remove it with learn.remove_cb({type(o).__name__})")
     for o in learn._grab_cbs(TrackerCallback):
@@ -143,7 +143,7 @@ def check_range(ranges:Tensor, # (2, n) least and largest value of each image, o
 
 # %% ../nbs/09_callback.ipynb #4b51a95e
 class Ranges:
-    "Checks that images are in [0,1]; a GPU is waited for at the first batch, and the answer for later ones comes a batch later"
+    "Check that images are in [0,1]; only the first batch waits for the GPU, later ones are checked a batch later"
     def __init__(self): self.first,self.pending = True,None
     def add(self, x:Tensor):
         "Check the batch `x`, now or later"
@@ -157,7 +157,7 @@ class Ranges:
             seen.record()
         self.first = False
     def finish(self):
-        "Raise for the batch before, if its answer is not read yet"
+        "Raise for the previous batch, if its result has not been read yet"
         (ranges,seen),self.pending = self.pending or (None,None),None
         if seen is None: return
         seen.synchronize()
@@ -166,7 +166,7 @@ class Ranges:
 # %% ../nbs/09_callback.ipynb #d02f6ca4
 @dataclass
 class Paper:
-    "What a paper, or its authors' code, trained with; None is not known, or does not exist"
+    "Settings of a paper, or of its authors' code; None if unknown or not applicable"
     arxiv:str = '' # Its number at arxiv.org, or several
     opt:str|None = None # Optimizer
     lr:float|None = None # Learning rate per 256 images of a batch
@@ -190,7 +190,7 @@ methods = {} # By their names on the command line
 
 # %% ../nbs/09_callback.ipynb #7e6bd987
 class Method(FitCallback):
-    "What the library asks of a method, which its class says once"
+    "What the library needs to know about a method, declared once by its class"
     create_model,create_views = None,None # What makes its model of an encoder, and its views of a size
     paper = Paper()
     heads = {} # Widths of its model, by argument: in the paper, and for images of at most 32 pixels
@@ -208,25 +208,25 @@ class Method(FitCallback):
         if vars(cls).get('create_model'): methods[cls.__name__.lower()] = cls
     @classmethod
     def suggest(cls, s:dict, a:dict):
-        "Add to the settings `s`, which `training.settings.suggest` made for `a`, what only this method has"
+        "Add the settings specific to this method to `s`, which `training.settings.suggest` made for `a`"
     @classmethod
     def takes(cls, arg:str) -> bool:
-        "Does it have this argument?"
+        "Does the method take this argument?"
         return arg in inspect.signature(cls).parameters
     @classmethod
     def learns_from_labels(cls) -> bool:
-        "Do labels enter its loss?"
+        "Does its loss use labels?"
         return cls.takes('unsup_class_id')
     @classmethod
     def learns_from(cls) -> str:
-        "What it needs besides images"
+        "What the method needs in addition to images"
         if cls.n_inp > 1: return 'a text for each image'
         if cls.takes('teacher'): return 'a better encoder'
-        return 'labels of some images' if cls.learns_from_labels() else ''
+        return 'labels for some images' if cls.learns_from_labels() else ''
 
 # %% ../nbs/09_callback.ipynb #bc5037db
 class Timed(Method):
-    "A method that knows when its last fit began, and went on, and how many seconds each epoch took"
+    "A method that knows when its last fit began and resumed, and how many seconds each epoch took"
     began,times = (),()
     def before_fit(self):
         super().before_fit()
@@ -243,7 +243,7 @@ class Timed(Method):
 
 # %% ../nbs/09_callback.ipynb #1f38a654
 def check_names(name:str, given:dict, settings:dict):
-    "Raise for a setting that neither the method called `name`, as its `settings` say, nor `Learner` has"
+    "Raise for a setting that neither the method called `name`, with its `settings`, nor `Learner` has"
     known = [*sum(settings.values(), []),*inspect.signature(Learner).parameters]
     unknown = first(o for o in given if o not in known)
     if unknown is None: return
@@ -255,36 +255,36 @@ def check_names(name:str, given:dict, settings:dict):
 
 # %% ../nbs/09_callback.ipynb #7ac34e98
 def one_batch(dls:DataLoaders) -> object:
-    "A training batch, read in this process; training is not disturbed"
+    "A training batch, read in this process without affecting training"
     dl = getattr(dls.train, 'dl', dls.train)                                 # a `DistributedDL` holds the loader
     with no_random_change(): return dl.new(num_workers=0).one_batch() if hasattr(dl, 'new') else first(dl)
 
 def unsup_of(vocab:object) -> int|None:
-    "Number of `unsup` in a vocabulary; None if it is not there"
+    "Index of `unsup` in a vocabulary; None if it is not there"
     return getattr(vocab, 'o2i', {}).get('unsup')
 
 class Assembled(Timed):
-    "A method that puts its own learner together"
+    "A method that builds its own learner"
     @classmethod
     def settings(cls) -> dict:
-        "Names of what can be set of its model, its views and the callback"
+        "Names of the settings of its model, its views and the callback"
         not_here = 'encoder','size','aug_pipelines','kwargs'
         of = dict(method=cls, model=cls.create_model, views=cls.create_views)
         return {k:[n for n in inspect.signature(f).parameters if n not in not_here] for k,f in of.items()}
     @classmethod
     def from_data(cls, dls:DataLoaders, given:dict) -> dict:
-        "Settings that follow from the data, or from those that are `given`, and take their place"
+        "Settings derived from the data, or from those `given`, which they replace"
         if not cls.learns_from_labels() or 'unsup_class_id' in given: return {}
         return dict(unsup_class_id=unsup_of(getattr(dls, 'vocab', None)))
     @classmethod
     def learner(cls,
-        dls:DataLoaders, # Images with values in [0,1], and what the method learns from besides them
-        encoder:nn.Module|str='resnet18', # Or the name of an architecture, for one that has learned nothing yet
-        size:int|tuple|None=None, # Height and width of the views; None is that of the images
+        dls:DataLoaders, # Images with values in [0,1], and anything else that the method learns from
+        encoder:nn.Module|str='resnet18', # An encoder, or the name of an architecture for a new one
+        size:int|tuple|None=None, # Height and width of the views; None uses those of the images
         cbs:Callback|list|None=None, # More callbacks
         **kwargs # Settings of the model, the views, the method and `Learner`, by name
     ) -> Learner:
-        "A `Learner` that trains `encoder` by this method, with its model and its views"
+        "A `Learner` that trains `encoder` with this method, its model and its views"
         x,names = first(L(one_batch(dls))),cls.settings()
         _check_shape(x)
         kwargs |= cls.from_data(dls, kwargs)
@@ -297,7 +297,7 @@ class Assembled(Timed):
 
 # %% ../nbs/09_callback.ipynb #ec617661
 class Shown(Assembled):
-    "A method that says what it does and shows its views"
+    "A method that describes what it does and shows its views"
     aug1 = property(lambda self: self.aug_pipelines[0], doc="Pipeline of the first view")
     aug2 = property(lambda self: self.aug_pipelines[1], doc="Pipeline of the second view")
 
@@ -306,16 +306,16 @@ class Shown(Assembled):
         for i,p in enumerate(self.aug_pipelines): print(f"View {i+1}: {p}")
 
     def show(self, n:int=5, **kwargs) -> np.ndarray: # Axes (n, views)
-        "`show_views` of `n` training images, as the loss sees them; training is not disturbed"
+        "`show_views` of `n` training images, as the loss sees them, without affecting training"
         x = self.learn._set_device(one_batch(self.learn.dls))[0][:n]
         with no_random_change(): return show_views(self.aug_pipelines, x, **kwargs)
 
     def arguments(self) -> dict:
-        "Its arguments besides the views, as code; `...` where one is a network"
+        "Its arguments other than the views, as code; `...` for a network"
         names = [n for n in inspect.signature(type(self)).parameters if n not in ('aug_pipelines','print_augs') and hasattr(self, n)]
         return {n:'...' if isinstance(getattr(self, n), nn.Module) else repr(getattr(self, n)) for n in names}
     def statistics(self) -> dict:
-        "Which views BatchNorm sees together, here and in the authors' code"
+        "Which views BatchNorm sees together, in this library and in the authors' code"
         if self.n_views == 1: return {}
         words,theirs = {True:'all views of a size together', False:'each view by itself'},self.paper.joint
         told = words[self.joint]
@@ -336,7 +336,7 @@ class Shown(Assembled):
 
 # %% ../nbs/09_callback.ipynb #14bda003
 class MakesViews(Shown):
-    "A method that makes the student's and the loss's input of a batch"
+    "A method that turns a batch into the inputs of the student and of the loss"
     ranges = None
     @contextmanager
     def setting_up(self):
@@ -369,7 +369,7 @@ class MakesViews(Shown):
         xs,self.view_order = group_views(views)
         self.learn.xb = *xs,*more
     def inputs(self, views:list, yb:tuple) -> tuple:
-        "What of the views the student gets, and what the loss gets besides its output"
+        "The views that the student gets, and what the loss gets in addition to its output"
         return views,yb
     def no_labels(self, x:Tensor) -> Tensor:
         "Labels of a batch that has none, -1: fastai skips the loss without a `yb`"
@@ -389,10 +389,10 @@ class SSLCallback(ProcessesMixin, MakesViews):
         if print_augs: self.print_augs()
 
     def check_setup(self):
-        "Raise for what the method cannot train with"
+        "Raise for anything that the method cannot train with"
         check_learner(self)
     def attach(self, model:nn.Module):
-        "Give `model` the state that training changes besides weights, with `keep`; what another method kept there goes"
+        "Use `keep` to give `model` the state, other than weights, that training changes; another method's is removed"
         drop_kept(model, but=self.name)
     def after_create(self):
         self.learn.model = compiled_in_place(self.learn.model)
@@ -412,7 +412,7 @@ class SSLCallback(ProcessesMixin, MakesViews):
             raise ValueError("get_preds: a pretraining model has no prediction: use get_features or embed, for classes classifier_learner")
     @property
     def pct(self) -> float:
-        "Share of training that is done; 1 in a validation outside of a fit"
+        "Share of training that is done; 1 in a validation outside a fit"
         return ifnone(getattr(running_fit(self.learn), 'pct', None), getattr(self.learn, 'pct_train', 0.))
 
     def after_pred(self):
@@ -427,7 +427,7 @@ class SSLCallback(ProcessesMixin, MakesViews):
 
 # %% ../nbs/09_callback.ipynb #f7a72112
 class StagedMixin:
-    "For state that follows the batches: what is `stage`d goes to `push` once, after the step, or after the batch if there was none"
+    "For state that follows the batches: `stage`d values go to `push` once, after the step, or after the batch if there was none"
     staged = None
     def stage(self, *args): self.staged = args
     def flush(self):
@@ -460,7 +460,7 @@ class TeacherCallback(SSLCallback):
         teacher.requires_grad_(False)                                        # `unfreeze` may have set it
 
     def followed(self, model:nn.Module) -> nn.Module:
-        "What of the student the teacher copies: all of it, but for a predictor"
+        "The part of the student that the teacher copies: all except a predictor"
         return layers.ProjectionModel(model.encoder, model.projector) if hasattr(model, 'predictor') else model
 
     def facts(self): return {**super().facts(), 'teacher':f"a momentum encoder that follows with m={self.m}"}
@@ -487,7 +487,7 @@ def check_crop_ids(name:str, ids:list|tuple|None, n_views:int, least:int=1) -> l
     return list(ids)
 
 def projection_size(model:nn.Module) -> int:
-    "Width of what `model.projector` makes: that of its last linear layer"
+    "Width of the output of `model.projector`: that of its last linear layer"
     lin = L(model.projector.modules()).filter(lambda o: hasattr(o, 'out_features'))
     if not lin: raise ValueError("model: `.projector` has no linear layer that gives the width of its output")
     return lin[-1].out_features
@@ -518,7 +518,7 @@ class QueueMixin(StagedMixin):
     def facts(self): return {**super().facts(), 'queue':f"{self.K} embeddings of earlier batches" if self.K else 'none'}
     def queue_width(self, model): return projection_size(model)
     def push(self, z, y):
-        "Queue embeddings of all processes, with their labels if these are one class per image"
+        "Queue embeddings from all processes, with their labels if these are one class per image"
         if self.distributed and not self.gathered:
             z = gather(z.detach(), self.shares)
             if len(y) < len(z): y = gather(y, self.shares)           # from before the loss; a loss gets those of all processes

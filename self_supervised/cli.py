@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 _kinds = 'list','tuple','bool','str','float','int','Path'                     # the first of them that a parameter takes
 
 def _option(k, p) -> dict:
-    "What the command line has to know of a parameter"
+    "What the command line has to know about a parameter"
     anno,meta = ann_parts(p.anno)
     names = {getattr(o, '__name__', '').replace('dict', 'list') for o in (getattr(anno, '__args__', None) or [anno])}
     extra = first(o for o in meta if isinstance(o, dict)) or {}
@@ -51,7 +51,7 @@ def command(f:Callable) -> Callable:
     return f
 
 def write_commands():
-    "What `start` knows of the commands"
+    "What `start` knows about the commands"
     f = Path(self_supervised.__file__).parent/'commands.json'
     f.write_text(json.dumps(described, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
 
@@ -59,7 +59,7 @@ def write_commands():
 def _one_line(e): return ' '.join(str(e).split()) or type(e).__name__
 
 def no_bars_in_logs():
-    "Of a bar a log would have hundreds of copies"
+    "Leave progress bars out of logs, which would get hundreds of copies"
     if not sys.stdout.isatty(): fastprogress.NO_BAR,fastprogress.print = True,noop       # which draws something even without a bar
 
 def main(name:str, /, debug:bool=False, **args):
@@ -86,14 +86,14 @@ def _as(name):
 def _many(about, metavar, **kw): return Annotated[list, about, dict(metavar=metavar, **kw)]
 
 _settings = _many("Settings by name", 'NAME=VALUE')
-_file = "File of an encoder, as ssl_pretrain writes it"
+_file = "An encoder file, as written by ssl_pretrain"
 _encoder = Annotated[Path, _file, dict(positional=False, required=True)]
 _teacher = Annotated[str, _said['teacher'].docment, dict(positional=False, required=True)]
-_known = Annotated[str, "`parent` for the names of folders, which is the default, or a table"]
+_known = Annotated[str, "`parent` (the default) for the names of folders, or a table"]
 
 # %% ../nbs/98_cli.ipynb #723f37de
 def _some_images(path, n, size, n_in, white):
-    "At most `n` images, drawn at random, that can be read"
+    "At most `n` readable images, drawn at random"
     if path in built_in: return first(read_images(path, size, n).train)[0]
     _check_folder(path)
     files = find_images(path)
@@ -105,10 +105,10 @@ def _some_images(path, n, size, n_in, white):
     return ims
 
 def _not_among(path, out, asked):
-    "`out` outside of the folder of images `path`, where it would be trained on; what was `asked` for stays, or is refused"
+    "`out`, moved out of the image folder `path`, where it would be trained on; raise if it was `asked` for"
     folder = Path(path).resolve()
     if str(path) not in built_in and out.resolve().is_relative_to(folder):
-        if asked: raise ValueError(f"out: {out} would be one of the images of {folder}: give a place outside of it")
+        if asked: raise ValueError(f"out: {out} would be one of the images of {folder}: choose a place outside it")
         out = folder.parent/out.name
     check_writable(out.parent)
     return out
@@ -120,7 +120,7 @@ def ssl_views(
     method:_as('method')='simclr',
     size:_as('size')=None,
     n:int=4, # Images
-    out:Path|None=None, # Picture to write; views.png, if none is given, but not among the images
+    out:Path|None=None, # Picture to write; views.png if not given, but never among the images
     n_in:_as('n_in')=3, white:_as('white')=None,
     set:_settings=None,
     seed:int=0 # Draws images and views
@@ -155,7 +155,7 @@ def ssl_pretrain(
     set:_settings=None,
     **kwargs
 ) -> Learner|None:
-    """Pretrain an encoder on images, without labels or with some.
+    """Pretrain an encoder on images, with or without labels.
 
     Writes checkpoints, metrics.csv, encoder.safetensors and report.html into one folder. Ctrl-C writes a checkpoint,
     and the same command goes on from there. Settings come from `suggest`, which prints its reasons.
@@ -172,7 +172,7 @@ def ssl_pretrain(
 @command
 @delegates(ssl_pretrain, but=['method'])
 def ssl_distill(path:_as('path'), teacher:_teacher, **kwargs) -> Learner|None:
-    """Train a small encoder, without labels, to give the features that a large one gives.
+    """Train a small encoder, without labels, to reproduce the features of a large one.
 
     The same as ssl_pretrain --method distill. Settings of its own are loss=cosine, whole=True or teacher_size=112.
 
@@ -186,7 +186,7 @@ def _learns_from_labels(asked):
     return cb and cb.learns_from_labels()
 
 def _split(path, files, valid, seed):
-    "What is held out: what was held out when the encoders in `files` were trained on these images, unless something else is asked for"
+    "Images to hold out: those held out when the encoders in `files` were trained on these images, unless asked otherwise"
     here,found = path if path in built_in else str(Path(path).resolve()),[]
     for f in (Path(o).parent/'training.json' for o in files if Path(o).is_file()):
         asked = read_asked(f)[0] if f.exists() else {}
@@ -194,13 +194,13 @@ def _split(path, files, valid, seed):
         if there == here and valid in (None,asked['valid']): found.append((asked['valid'],asked['seed']))
         elif _learns_from_labels(asked) and any(Path(a).is_relative_to(b) for a,b in ((here,there), (there,here))):
             warn(f"encoder: {f.parent} was trained with labels on {there}: images held out here may have been among them")
-    if len({*found}) > 1: raise ValueError(f"encoder: their trainings held out different images ({found}): say by --valid which to test on")
+    if len({*found}) > 1: raise ValueError(f"encoder: their trainings held out different images ({found}): choose them with --valid")
     return found[0] if found else (valid,seed)
 
 def _encoder_data(path, info, bs, labels, cols, n_labels, valid, seed, cache, file):
-    "Labelled images of `path`, as the encoder in `file` saw its own"
+    "Labelled images of `path`, prepared as in training the encoder in `file`"
     size,n_in = first(L(info.get('size'))),info['n_in']
-    if not size: raise ValueError(f"encoder: {file} does not say on which size of images it was trained: write it with learn.save_encoder")
+    if not size: raise ValueError(f"encoder: {file} does not say which size of images it was trained on: write it with learn.save_encoder")
     labels = labels or (None if path in built_in else 'parent')
     reading = {} if path in built_in else info.get('reading') or {}
     return read_images(path, size, bs, labels, cols, n_labels, valid, n_in, cache, None, seed, **reading)
@@ -209,15 +209,15 @@ def _encoder_data(path, info, bs, labels, cols, n_labels, valid, seed, cache, fi
 @command
 def ssl_evaluate(
     path:_as('path'),
-    encoder:_many("Files of encoders, as ssl_pretrain writes them, or names of timm", 'FILE', required=True, positional=False),
+    encoder:_many("Encoder files, as written by ssl_pretrain, or timm names", 'FILE', required=True, positional=False),
     out:Path|None=None, # Folder for evaluation.csv and evaluation.html; nothing is written if none is given
     labels:_known=None, cols:_as('cols')=None, valid:_as('valid')=None,
-    n:int=10_000, # At most so many images for training and for test
+    n:int=10_000, # Maximum number of images, for training and for test
     bs:_as('bs')=None, cache:_as('cache')=None,
-    seed:int=0, # Draws test images, labels and the untrained encoder
-    beside:_many("Files or names of other encoders, which stand beside these as they are", 'FILE')=None
+    seed:int=0, # Seed for test images, labels and the untrained encoder
+    beside:_many("Files or names of other encoders to compare these with", 'FILE')=None
 ):
-    """Measure encoders on labelled images: nearest neighbours, linear probe and class means, with all labels and with few.
+    """Measure encoders on labelled images: nearest neighbours, linear probe and class means, with all labels and with a few.
 
     Raw pixels and an untrained encoder of the same architecture always stand beside them.
 
@@ -230,7 +230,7 @@ def ssl_evaluate(
     encs,others = named_encoders(encoder, 'encoder'),named_encoders(beside or [], 'beside')
     infos = {k:{**o.spec, **getattr(o, 'info', {})} for k,o in {**encs, **others}.items()}
     if len({o['n_in'] for o in infos.values()}) > 1:
-        raise ValueError("encoder: they take images of different channels: evaluate them one by one")
+        raise ValueError("encoder: they take images with different numbers of channels: evaluate them one by one")
     large = max(infos, key=lambda k: first(L(infos[k].get('size'))) or 0)
     reading = first(filter(None, (o.get('reading') for o in infos.values())))               # timm does not say how
     info = {**infos[large], 'reading':reading}
@@ -262,7 +262,7 @@ def ssl_embed(
 
 # %% ../nbs/98_cli.ipynb #7296cf42
 def _classifier_folder(path, out) -> Path:
-    "Where the results go, and no pretraining is"
+    "The folder for results, unless it holds a pretraining"
     out = Path(out or f'runs/{Path(path).resolve().name}-classifier')
     if not (out/'training.json').exists(): return out
     raise ValueError(f"out: {out} holds a pretraining, whose files would be replaced: give another --out")
@@ -274,7 +274,7 @@ def _augmented(dls, path, info, repeat):
     return labelled_dls(dls, aug=aug, bs=dls.train.bs, repeat=repeat)
 
 def _verdict(accs, few, repeat) -> Verdict:
-    "What the accuracies `accs` on the held-out images of `few` say, the first of them beside the others"
+    "Verdict on the accuracies `accs` on the held-out images of `few`: the first, compared with the others"
     (_,own),*others = accs.items()
     y,t = (tensor(labels_of(o)) for o in (few.train_ds, few.valid_ds))
     how = f"get their class from a classifier that has learned from {len(y)//repeat:,} labelled ones of {few.c} classes"
@@ -296,17 +296,17 @@ def train_classifier(enc:nn.Module, dls:DataLoaders, epochs:int, lr:float, froze
 def ssl_finetune(
     path:_as('path'),
     encoder:_encoder,
-    out:Path|None=None, # Folder of the results; runs/<images>-classifier if none is given
-    epochs:int=20, # Epochs, after a quarter as many in which the head is trained alone
+    out:Path|None=None, # Folder for the results; runs/<images>-classifier if not given
+    epochs:int=20, # Epochs, after a quarter as many that train only the head
     lr:float=3e-3, # Learning rate
     labels:_known=None, cols:_as('cols')=None, n_labels:_as('n_labels')=None, valid:_as('valid')=None,
-    repeat:int=1, # How often an epoch shows an image: more for few images
+    repeat:int=1, # How often each epoch shows an image; use more for few images
     bs:_as('bs')=None,
-    frozen:bool=False, # Train the head alone
-    baseline:bool=True, # Train the same classifier from scratch beside it
+    frozen:bool=False, # Train only the head
+    baseline:bool=True, # Train the same classifier from scratch for comparison
     cache:_as('cache')=None, seed:_as('seed')=0
 ):
-    """Train a classifier on an encoder, beside the same one from scratch.
+    """Train a classifier on an encoder, and compare it with the same one from scratch.
 
     Writes classifier.pkl for load_learner, metrics.csv and results.csv. Images without a label are left out.
 
@@ -329,5 +329,5 @@ def ssl_finetune(
         res['from scratch'] = train_classifier(untrained_encoder(enc, seed), few, epochs, lr, scratch=True).final_record[-1]
     df = pd.Series(res, name='accuracy').to_frame()
     df.to_csv(out/'results.csv')
-    print(f"\n{df.round(3).to_string()}\n{out/'classifier.pkl'}: for load_learner, which unpickles: load only what you made")
+    print(f"\n{df.round(3).to_string()}\n{out/'classifier.pkl'}: for load_learner, which unpickles: load only files you trust")
     print(f"\n{_verdict(res, few, repeat)}")

@@ -260,9 +260,9 @@ def _check_license(license):
 
 def save_for_hub(
     file:str|Path, # Of `save_encoder`
-    folder:str|Path, # Where to; its name is the title of the card
-    license:str, # Of the weights, as the Hub names it: 'apache-2.0', 'cc-by-nc-4.0', 'other', ...
-    sections:dict|None=None, # More for the card: Markdown by its heading
+    folder:str|Path, # Folder to write; its name is the title of the card
+    license:str, # Licence of the weights, as named by the Hub: 'apache-2.0', 'cc-by-nc-4.0', 'other', ...
+    sections:dict|None=None, # More sections for the card: Markdown by heading
     allow_hub:bool=False # As in `load_encoder`
 ) -> Path:
     "Write weights, `config.json` and a model card into `folder`, as timm and the Hub want them, over those that are there"

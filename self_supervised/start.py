@@ -12,7 +12,7 @@ from pathlib import Path
 
 # %% ../nbs/97_start.ipynb #539d8694
 class _Unheard:
-    "A stream whose reader may go away, as `head` does: a training is not worth less for it"
+    "A stream that survives its reader going away, as `head` does, so training continues"
     def __init__(self, stream): self.stream = stream
     def write(self, s):
         try: return self.stream.write(s)
@@ -24,7 +24,7 @@ class _Unheard:
     def __getattr__(self, k): return getattr(self.stream, k)
 
 def unbreakable_output():
-    "Closed output, a reader that is gone, and a terminal without ± end no command"
+    "Keep commands running despite closed output, a reader that left, or a terminal without ±"
     for name in ('stdout','stderr'):
         stream = getattr(sys, name) or open(os.devnull, 'w')
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
@@ -32,7 +32,7 @@ def unbreakable_output():
 
 # %% ../nbs/97_start.ipynb #b19a7fd8
 def number(o:str) -> float|tuple:
-    "A number, or several with commas between them"
+    "A number, or several separated by commas"
     values = tuple(float(v) for v in o.split(','))
     return values if len(values) > 1 else values[0]
 

@@ -45,9 +45,9 @@ def _no_images(path, exts, others):
     raise ValueError(f"path: there is no image in {str(path)!r}, {there}; exts={exts} are the endings that are looked for")
 
 def find_images(
-    path:str|Path, # Folder, searched with all its subfolders
+    path:str|Path, # Folder, including all subfolders
     exts:tuple=image_exts # Endings of image files
-) -> list: # `Path`s, in order of their names
+) -> list: # `Path`s, sorted by name
     "Image files in a folder, without hidden ones; a folder that is reached by several ways is named by the one without links"
     if not Path(path).is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}")
     exts = tuple(o.lower() for o in L(exts))
@@ -215,7 +215,7 @@ def usual_side(
     files:list, # Image files
     method:str='crop', # As in `read_image`
     n:int=100 # At most so many headers are read
-) -> int|None: # In pixels; `None` if no header says it
+) -> int|None: # In pixels; `None` if no header gives it
     "The shorter side of an image, or with 'pad' the longer one, which decides whether it is enlarged: the median of some files"
     with warnings.catch_warnings():                                  # which come again when a file is read
         warnings.simplefilter('ignore')
@@ -233,9 +233,9 @@ def warn_enlarged(files:list, size:int|tuple, method:str='crop'):
 
 # %% ../../nbs/10_data.images.ipynb #2c93884f
 def late_bar(
-    items:Iterable, # What is worked through
-    text:str, # What the work is
-    total:int|None=None, # How many there are; None asks `items`, which need not know
+    items:Iterable, # Items to work through
+    text:str, # Name of the work, to show
+    total:int|None=None, # Number of items; None asks `items`, which may not know
     after:float=2. # Seconds without a bar
 ) -> Iterable:
     "`items`, with a progress bar as soon as they take long; in a log, which has no bars, with a line"
@@ -303,7 +303,7 @@ def report_unreadable(bad:dict, n:int, on_error:str='skip'):
 # %% ../../nbs/10_data.images.ipynb #be69dedd
 def readable(
     files:list, # Image files
-    on_error:str='skip', # 'skip' leaves out what cannot be read, 'raise' raises
+    on_error:str='skip', # 'skip' leaves out unreadable files, 'raise' raises
     whole:bool=False # Decode every file?
 ) -> tuple: # The files that can be read, and a dictionary of the others with the reasons
     "Check image files, many at once"

@@ -314,22 +314,22 @@ def _folder_loaders(dsets, bs, share, unsup, **kwargs):
 # %% ../../nbs/13_data.loaders.ipynb #2270fcec
 @delegates(Datasets.dataloaders, but='shuffle_train,dl_type,dl_kwargs,val_shuffle,n')
 def folder_dls(
-    path:str|Path, # Folder of the images, searched with all its subfolders
+    path:str|Path, # Folder of the images, including all subfolders
     size:int|tuple=128, # Height and width of the images
     labels:str|Path|pd.DataFrame|Callable|None=None, # 'parent', a function of the path, a table (CSV, Excel, data frame); None for none
     bs:int|None=64, # Images per batch; None is 64, or half of the images if they are fewer than 128
     cache:str|Path|None=None, # Folder for the decoded images, or 'device' for its memory; None decodes the files in every epoch
-    valid:float|str|Callable=.2, # What is held out: a share, the images in folders of that name, or those for which a function is true
+    valid:float|str|Callable=.2, # Images to hold out: a share, those in folders of that name, or those for which a function is true
     share:float|None=None, # Share of labelled images in a training batch, see `SharedDL`; None leaves it to chance
     unsup:str='unsup', no_label:tuple=no_label_names, cols:tuple=(0,1), # As in `image_labels`
     texts:str|Path|pd.DataFrame|Callable|None=None, # Texts of images: a function of the path, or a table with a row for each text
     tokens:Callable|None=None, # Of a list of texts, as `Tokens`; they come after the image, as a second input
     text_cols:tuple=(0,1), # Columns of the table of texts: file name and text, by name or number
     method:str='crop', n_in:int=3, white:float|tuple|None=None, # As in `read_image`
-    whole:bool=True, # Decode all that is held out, unless a cache does, to leave out what is broken in the middle
-    on_error:str='skip', # 'raise' stops at files that cannot be read, which 'skip' names in a warning and leaves out
-    exts:tuple=image_exts, # Endings of image files
-    seed:int=42, # Draws the images that are held out
+    whole:bool=True, # Decode all held-out images, unless a cache does, to leave out files broken in the middle
+    on_error:str='skip', # 'raise' stops at unreadable files; 'skip' names them in a warning and leaves them out
+    exts:tuple=image_exts, # Extensions of image files
+    seed:int=42, # Seed for the images held out
     **kwargs
 ) -> DataLoaders: # With the dictionary `left_out`: why files were left out
     "DataLoaders of a folder of images, with labels, some labels or none"

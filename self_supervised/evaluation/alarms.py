@@ -27,7 +27,7 @@ from .health import doubles, learner_method, singular_values, training_batch
 # %% ../../nbs/73_evaluation.alarms.ipynb #de14e094
 @dataclass
 class Alarm:
-    "Something that is wrong with a training"
+    "Something wrong with a training"
     name:str # In a word or two
     figure:str # What was looked at
     value:float # What it is
@@ -35,7 +35,7 @@ class Alarm:
     why:str # What this means
     tries:tuple # Two things to try
     epoch:int|None=None # Epoch after which it was seen; None is before the first step
-    denies:str='' # What cannot be good as long as it stands: 'features', 'evaluation', or nothing
+    denies:str='' # What cannot be good while it lasts: 'features', 'evaluation', or nothing
 
     def __str__(self):
         when = 'before the first step' if self.epoch is None else f'epoch {self.epoch}'
@@ -45,7 +45,7 @@ class Alarm:
 # %% ../../nbs/73_evaluation.alarms.ipynb #0e81171c
 def auc(z:Tensor # (V, n, d) embeddings, or pixels, of V views of n images
 ) -> float: # In [0, 1]; nan for one image, or one view
-    "Chance that the second view of an image is more similar to its first than the second view of another image is"
+    "Chance that an image's second view is more similar to its first than another image's second view is"
     if len(z) < 2 or z.shape[1] < 2: return math.nan
     z = F.normalize(doubles(z.flatten(2)), dim=2)
     s = (z[0] @ z[1].T).round(decimals=7)                            # what is alike but for rounding is a tie
@@ -77,10 +77,10 @@ checks = [] # All alarms that there are, in the order in which they are asked
 
 def alarm(
     when:str, # 'start', before the first step, or 'training', after an epoch
-    rows:dict, # Each alarm that it may raise: what it has seen, and what that usually is
+    rows:dict, # Each alarm that it may raise: what it saw, and the usual cause
     denies:str='' # As of an `Alarm`: do features, or an evaluation, say nothing if it is right?
 ):
-    "Make a function of what `look` saw, which gives an `Alarm` or nothing, one that `Alarms` asks"
+    "Register a function of what `look` saw, which returns an `Alarm` or None, as a check for `Alarms`"
     def register(f):
         f.when,f.rows,f.denies = when,rows,denies
         checks[:] = [o for o in checks if o.__name__ != f.__name__] + [f]
@@ -130,7 +130,7 @@ def views_erased(s:AttrDict):
     if s.view_spread < .02:
         return Alarm('erased views', 'the standard deviation of views from image to image', s.view_spread, 0,
                      'is the same view of every image',
-                     ('look at the views with .show()','take away the last of the transforms in aug_pipelines'))
+                     ('look at the views with .show()','remove the last of the transforms in aug_pipelines'))
 
 @alarm('start', {
     'identical views': ("an image's two views are the same", 'no augmentations, or `same_on_batch=True`')})
@@ -276,7 +276,7 @@ def teacher_off(s:AttrDict):
     if 'teacher' not in s: return
     if s.teacher < 1e-6:
         return Alarm('teacher is the student', "the teacher's distance from the student", s.teacher, 0, 'is no teacher',
-                     ('m=.99, or .996 for long trainings','SimSiam, which is made for no teacher'))
+                     ('m=.99, or .996 for long trainings','SimSiam, which needs no teacher'))
     if s.teacher_moved == 0:
         return Alarm('teacher stands still', 'what the teacher has moved', 0, 0, 'is what the untrained model knew',
                      ('m=.99, or .996 for long trainings','check that nothing cancels the steps'))
@@ -292,7 +292,7 @@ def queue_alike(s:AttrDict):
 def _bad(o): return isinstance(o, Tensor) and o.is_floating_point() and not o.isfinite().all()
 
 def where_nan(learn:Learner) -> str:
-    "The first thing of the current batch that is not finite"
+    "The first thing in the current batch that is not finite"
     model,found = get_model(learn.model),[]
     if any(_bad(x) for x in learn.xb): return 'a view of the batch'
     for n,p in model.named_parameters():
@@ -312,7 +312,7 @@ def where_nan(learn:Learner) -> str:
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #779be5e5
 class _Watch(FitCallback):
-    "What a training does: its losses, how far its steps go, and the figures after each epoch"
+    "Record of a training: its losses, how far its steps go, and the figures after each epoch"
     def before_epoch(self): self.losses,self.trivials = [],[]
     def after_loss(self):
         if not self.active or not self.training: return
@@ -335,7 +335,7 @@ class _Watch(FitCallback):
     def step_size(self): return torch.stack(self.steps).median().item() if self.steps else 0.
 
     def teacher_weights(self):
-        "Some of each, by which it is seen whether it moves"
+        "A sample of each, to see whether it moves"
         model = get_model(self.learn.model)
         return [some_numbers(p, 64) for p in model.encoder_k.module.parameters()] if hasattr(model, 'encoder_k') else []
     def state(self, epoch):
@@ -353,12 +353,12 @@ class _Watch(FitCallback):
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #3488b427
 class _Remembered(_Watch):
-    "What a checkpoint keeps of it, and an exported learner does not"
+    "State that a checkpoint keeps, and an exported learner does not"
     def __getstate__(self):                                          # an exported learner has no images
         gone = 'images','first_teacher','old','losses','trivials','steps','cb'
         return {**{k:v for k,v in vars(self).items() if k not in gone}, 'looks':[]}
     def state_dict(self) -> dict:
-        "What a resumed training goes on with: all that was said and seen"
+        "The state that a resumed training continues from"
         keep = lambda s: {k:v for k,v in s.items() if isinstance(v, (int,float,str)) or k in ('spectrum','terms')}
         res = {k:getattr(self, k) for k in self._counted}
         return dict(res, first_means=list(self.first_means), raised=[vars(o) for o in self.raised], looks=list(map(keep, self.looks)))
@@ -367,7 +367,7 @@ class _Remembered(_Watch):
         for k in (*self._counted,'first_means'): setattr(self, k, state[k])
         self.raised,self.looks = [Alarm(**o) for o in state['raised']],[AttrDict(o) for o in state['looks']]
     def goes_on(self) -> bool:
-        "Does a resumed training bring what was seen before?"
+        "Does a resumed training restore what was seen before?"
         return self.name in (getattr(getattr(self.learn, 'resumed', None), 'state', None) or {}).get('callbacks', {})
 
     @property
@@ -382,7 +382,7 @@ class _Remembered(_Watch):
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #140d24b0
 class _Said(_Remembered):
-    "What was said, each thing once"
+    "The alarms raised so far, each once"
     by_rate = 'collapse','few directions','loss is flat','loss above guessing' # What too high a rate leads to
     rows = {'learning rate too high': 
                 ('one of the four alarms above or below about a training that learns nothing, and steps that move the weights by more '
@@ -392,13 +392,13 @@ class _Said(_Remembered):
     names = property(lambda self: [o.name for o in self.raised])
 
     def found(self, when, s):
-        "What the checks find, one after the other"
+        "The alarms that the checks find, one after the other"
         for f in checks:
             if f.when != when or not (res := f(s)): continue
             res.denies = f.denies
             yield res
     def sound(self, when, s, epoch=None):
-        "Say what the checks find that has not been said"
+        "Report what the checks find, unless already reported"
         for found in self.found(when, s):
             if found.name in self.names: continue
             if self.step_size() > .03 and found.name in self.by_rate: self.blame_rate(found)
@@ -411,7 +411,7 @@ class _Said(_Remembered):
                        found.tries[-1])
         found.name = 'learning rate too high'
     def tell_nan(self):
-        "Say where the loss began to be no number"
+        "Report where the loss first became NaN"
         self.told = True
         where,before = where_nan(self.learn),len(self.raised)
         tries = 'a learning rate ten times lower','clip gradients with GradientClip(1.)'
@@ -437,12 +437,12 @@ class _Standing(_Said):
 
 # %% ../../nbs/73_evaluation.alarms.ipynb #b7b3d694
 class Alarms(_Standing):
-    "Say what is wrong with a training, and what to try: before it, after every epoch, and when the loss is no number"
+    "Report what is wrong with a training, and what to try: before it, after every epoch, and when the loss is NaN"
     order,_counted = 70,('losses','trivials','steps','told','n_steps','first_teacher')          # after `Recorder` has written its row
     def __init__(self,
-        stop:bool=False, # End the fit at an alarm
+        stop:bool=False, # Stop the fit at an alarm
         n:int=256, # Training images to look at
-        min_steps:int=30, # Steps before what a training does is judged
+        min_steps:int=30, # Steps before a training is judged
         seed:int=0 # Draws the images
     ): store_attr()
 

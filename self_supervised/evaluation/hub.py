@@ -40,8 +40,8 @@ def _evaluation(o:Evaluation) -> str:
 # %% ../../nbs/79_evaluation.hub.ipynb #c0de7908
 @patch
 def save_for_hub(self:Learner,
-    folder:str|Path, # Where to; its name is the title of the card
-    license:str, # Of the weights, as the Hub names it: 'apache-2.0', 'cc-by-nc-4.0', 'other', ...
+    folder:str|Path, # Folder to write; its name is the title of the card
+    license:str, # Licence of the weights, as named by the Hub: 'apache-2.0', 'cc-by-nc-4.0', 'other', ...
     evaluation:Evaluation|bool=True # From `evaluate`; True makes one where there are labels
 ) -> Path:
     "`encoder_files.save_for_hub` by the first process, with a card of the training"

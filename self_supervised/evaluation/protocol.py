@@ -497,16 +497,16 @@ def evaluate(
     dls:DataLoaders|None=None, # Labelled images for training and validation; None are those of the learner
     name:str|None=None, # Of the features; None names the learner's method
     data:str='own images', # Name of the data set
-    transfer:dict|None=None, # Other DataLoaders by name, which are evaluated on as well
+    transfer:dict|None=None, # Other DataLoaders by name, to evaluate on as well
     unsup_class_id:int|None=None, # Label of the unlabelled images of `dls`, which are left out; None asks the method, then the vocabulary
     labels:tuple=(1,5,10,50), # Labels per class of the few-label curve
     draws:int=5, # Draws of labelled images for each of them
-    n:int=10_000, # At most as many images for training, and for test; of more a sample is drawn
+    n:int=10_000, # Maximum number of images for training, and for test; larger sets are sampled
     Cs:tuple=(.001,.01,.1,1.,10.), # Inverse strengths of the linear probe's regularisation to choose from
     k:int=20, temp:float=.07, # As in `knn_predict`
     size:int|tuple|None=None, stats:tuple|None=None, # As in `get_features`; `size` also of those `beside`
     untrained:nn.Module|None=None, # A freshly initialised encoder; None makes one
-    beside:dict|list|str|Path|Learner|nn.Module|None=None, # Others, as they are: in any form of `encoder`, one, a list or by name
+    beside:dict|list|str|Path|Learner|nn.Module|None=None, # Others to compare with: in any form of `encoder`, one, a list or by name
     seed:int=0 # Draws samples, splits, labels and the weights of the untrained encoder
 ) -> Evaluation:
     "kNN, linear probe and nearest class mean, with all labels and with few, beside raw pixels and the untrained encoder"

@@ -150,7 +150,7 @@ def _time(cb) -> str:
 
 # %% ../../nbs/77_evaluation.report.ipynb #9858f7af
 def training_facts(learn:Learner, cb:SSLCallback) -> pd.DataFrame:
-    "What was trained on what"
+    "The method, data and system of the training"
     model,rec,spec = get_model(learn.model),learn.recorder,getattr(get_model(learn.model).encoder, 'spec', {})
     ys,unsup,vocab = labels_of(learn.dls.train.dataset),learner_unsup(learn),label_vocab(learn.dls)
     n = 0 if ys is None else int(is_labelled(ys, unsup).sum())
@@ -176,12 +176,12 @@ def _environment(learn) -> pd.DataFrame:
 
 # %% ../../nbs/77_evaluation.report.ipynb #76701643
 def learned(
-    result:str, # What an evaluation says: 'good', 'unsure' or 'bad', as a `Verdict`; 'none' without one
-    collapsed:bool=False, # Does an alarm stand that no features survive?
-    narrow:bool=False, # Do the features use but a few per cent of their directions?
+    result:str, # Result of an evaluation: 'good', 'unsure' or 'bad', as a `Verdict`; 'none' without one
+    collapsed:bool=False, # Is there still an alarm that rules out good features?
+    narrow:bool=False, # Do the features use only a few per cent of their directions?
     flat:bool=False, # Has the validation loss never improved?
     void:bool=False # Were the held-out images trained on?
-) -> str: # 'good': something was learned; 'bad': nothing, or worse; 'unsure': that cannot be told
+) -> str: # 'good': something was learned; 'bad': nothing, or worse; 'unsure': cannot tell
     "The verdict on a training"
     if void: result = 'none'
     broken = collapsed or narrow
@@ -191,9 +191,9 @@ def learned(
 # %% ../../nbs/77_evaluation.report.ipynb #eba83735
 @dataclass
 class Evidence:
-    "Something that was seen of a training"
+    "Something observed about a training"
     name:str # What was looked at
-    kind:str # Does it speak for the training, 'good', against it, 'bad', or neither, 'unsure'?
+    kind:str # 'good' if it speaks for the training, 'bad' if against it, else 'unsure'
     text:str # What was seen
     doubt:str='' # Which argument of `learned` it makes true, if any
 
@@ -206,7 +206,7 @@ def _last_look(learn) -> AttrDict:
     return looks[-1] if looks else AttrDict()
 
 def _no_alarm(cb) -> Evidence:
-    "What is to be said if there is none"
+    "The evidence if there is no alarm"
     if not hasattr(cb, 'raised'):
         return Evidence('Alarms', 'unsure', 'Nobody watched this training: add Alarms() to its callbacks.')
     if cb.n_steps < cb.min_steps:
@@ -229,7 +229,7 @@ def _alarms(learn) -> list:
 
 # %% ../../nbs/77_evaluation.report.ipynb #5042873e
 def _directions(learn, features:Tensor, what:str) -> Evidence:
-    "How many directions features use"
+    "How many directions the features use"
     z = features[::-(-len(features)//1000)]
     n,width,name = rankme(z),min(z.shape),'Directions'
     if n != n: return Evidence(name, 'bad', 'The features are NaN or infinite.', 'narrow')
@@ -261,7 +261,7 @@ _needed = ('Telling whether the features are good takes labels for some held-out
            'Give them to folder_dls(labels=...), or call evaluate(learn, dls) with DataLoaders that have them.')
 
 def _result(o:Evaluation|None, retrieved:tuple|None) -> Verdict|None:
-    "What the held-out images say: their classes, or else whether images and texts find each other"
+    "Verdict on the held-out images: on their classes, or on whether images and texts find each other"
     if o: return list(verdicts(o).values())[-1]
     n = len(retrieved[0]) if retrieved else 0
     if n < 2: return

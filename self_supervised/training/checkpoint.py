@@ -396,9 +396,9 @@ class Checkpoint(_WriterMixin, FitCallback):
     trained = term = None
     def __init__(self,
         path:str|Path, # Folder of the checkpoints
-        every:int|None=None, # Optimizer steps between two; None writes at epochs alone
-        epochs:int=1, # Epochs between two; 0 writes at steps alone
-        keep:int=2, # How many are kept, at least 1, besides the last one of a finished epoch
+        every:int|None=None, # Optimizer steps between checkpoints; None writes only at epochs
+        epochs:int=1, # Epochs between checkpoints; 0 writes only at steps
+        keep:int=2, # How many to keep, at least 1, in addition to the last one of a finished epoch
     ):
         if every is not None and every < 1: raise ValueError(f"every must be at least 1 or None, got {every!r}")
         if keep < 1 or epochs < 0: raise ValueError(f"keep must be at least 1 and epochs at least 0, got {keep!r} and {epochs!r}")
@@ -676,8 +676,8 @@ def _check_like(learn, f, state):
 # %% ../../nbs/82_training.checkpoint.ipynb #186b8f52
 @patch
 def resume(self:Learner,
-    path:str|Path, # A checkpoint, or a folder of them, of which the newest is taken
-    missing_ok:bool=False, # Start anew if there is none
+    path:str|Path, # A checkpoint, or a folder of them, whose newest is used
+    missing_ok:bool=False, # Start from scratch if there is none
     exact:bool=True # Continue exactly, or not at all? Else another number of processes may go on, from the last finished epoch
 ) -> Learner:
     "Go on from a checkpoint: the next fit, called as it was called before, continues exactly. Damaged files of a folder are passed over"

@@ -62,7 +62,7 @@ def classifier_learner(
     pretrained:Learner|nn.Module|str|Path, # A pretraining learner, an encoder, or the file of one
     dls:DataLoaders|None=None, # Labelled images; None are those of the learner, see `labelled_dls`
     n_out:int|None=None, # Classes; None asks `dls`
-    frozen:bool=False, # Train the head alone: the encoder keeps its weights and its statistics
+    frozen:bool=False, # Train only the head: the encoder keeps its weights and its statistics
     layerwise:bool=False, # A parameter group for each layer, for `layer_lrs`; else one for the encoder and one for the head
     lin_ftrs:list|tuple=(), ps:float=0., # Head, as in `create_cls_module`: hidden layers and dropout
     metrics:object=accuracy, # As in `Learner`

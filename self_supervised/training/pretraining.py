@@ -80,20 +80,20 @@ def _refuse(path, why, **args):
 
 # %% ../../nbs/88_training.pretraining.ipynb #c922938b
 def _files(path):
-    "Image files of a folder; what there is to say of them is said when they are read"
+    "Image files of a folder; problems with them are reported when they are read"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return find_images(path)
 
 def _read_size(files, size, method='crop'):
-    "At which size images are read for views of `size`: a quarter larger, unless the files are smaller"
+    "Size at which to read images for views of `size`: a quarter larger, unless the files are smaller"
     return max(size, min(round(size*1.25), ifnone(usual_side(files, method), math.inf)))
 
 def views_size(
     side:int, # Pixels of the shorter side of the files
     patch:int=1 # Those of a transformer's patch
 ) -> int:
-    "Height and width of views: what the files hold, but at most 128 and at least 16 pixels"
+    "Height and width of views: those of the files, but at most 128 and at least 16 pixels"
     size,step = min(side, 128),math.lcm(32, patch)
     if 2*step > size: step = patch                                   # which would leave too little
     return max(size//step*step, -(-16//patch)*patch)
@@ -104,17 +104,17 @@ def read_images(
     size:int, # Height and width of the views
     bs:int|None=None, # Images per batch; None as in `folder_dls`
     labels:str|None=None, cols:str|None=None, # 'parent', or a table and its two columns
-    n_labels:int|None=None, # Labels per class that are kept in training, of a data set in `built_in`
-    valid:str|None=None, # What is held out: a share, or the name of folders; None is a fifth of a folder
+    n_labels:int|None=None, # Labels to keep per class in training, for a data set in `built_in`
+    valid:str|None=None, # Images to hold out: a share, or the name of folders; None is a fifth of a folder
     n_in:int=3, # Channels
-    cache:str|Path|None=None, # Folder of decoded images, or 'device', of a folder
+    cache:str|Path|None=None, # Folder for decoded images, or 'device'; for folders only
     workers:int|None=None, # Processes that read images, of a folder; None leaves it to fastai
-    seed:int=42, # Draws what is held out
-    method:str='crop', white:float|tuple|None=None, # How the files of a folder become images of one size, as in `read_image`
+    seed:int=42, # Seed for the images held out
+    method:str='crop', white:float|tuple|None=None, # How to turn the files of a folder into images of one size, as in `read_image`
     whole:bool=True, # As in `folder_dls`
     texts:str|Path|None=None, text_cols:str|None=None # A table of texts and its two columns, of a folder
 ) -> DataLoaders:
-    "Loaders of a folder of images, or of a data set that is here"
+    "Loaders of a folder of images, or of a built-in data set"
     if str(path) in built_in:
         _refuse(path, 'it is for folders, not for', labels=labels, cols=cols, valid=valid, workers=workers, white=white, texts=texts)
         return built_in[str(path)][0](n_labels, bs=ifnone(bs, 64), seed=seed, **(dict(size=size) if str(path) == 'digits' else {}))
@@ -143,7 +143,7 @@ def parse_settings(settings:list # Each `name=value`
 
 def settable(method:str # Its name
 ) -> dict:
-    "Names of what can be set, by the part of the training that they belong to"
+    "Names of all settings, by the part of the training that they belong to"
     not_here = 'print_augs','cuda','n_in','xtra_tfms','teacher','text_encoder','pad'
     own = dict(fit=['n_epoch','lr_max','wd','pct_start','div','div_final','moms'], **methods[method].settings())
     return {k:[n for n in ns if n not in not_here] for k,ns in own.items()}
@@ -158,7 +158,7 @@ def change_settings(s:Suggestion, # As `suggest` gave it
     return s
 
 def encoder_shape(enc:nn.Module) -> dict: # For `suggest`
-    "What kind of encoder it is, and how many pixels lie between its features"
+    "Kind of the encoder, and number of pixels between its features"
     patch = getattr(getattr(enc, 'patch_embed', None), 'patch_size', None)
     if patch: return dict(arch='vit', stride=patch[0])
     with no_random_change(): maps = source_of(enc).maps(enc)
@@ -166,7 +166,7 @@ def encoder_shape(enc:nn.Module) -> dict: # For `suggest`
 
 # %% ../../nbs/88_training.pretraining.ipynb #c2a5ba9a
 def _size(path, size, patch=1):
-    "Height and width of the views: what is asked for, else what the files of a folder hold"
+    "Height and width of the views: as asked for, else from the files of a folder"
     check_numbers(1, size=size)
     if size is not None: return size
     if str(path) in built_in: return built_in[str(path)][1]
@@ -194,12 +194,12 @@ def read_asked(f:Path) -> tuple: # What was asked, and the mode in which trainin
                          "on; or give another out for a new training") from e
 
 def asked_before(f:Path) -> dict: # Empty if there is none
-    "What was asked of the training that is there, as the file `f` says"
+    "Arguments of the training that is already there, from the file `f`"
     there = f.exists() and (checkpoints(f.parent/'checkpoints') or (f.parent/'encoder.safetensors').exists())
     return read_asked(f)[0] if there else {}
 
 def check_asked(f:Path, asked:dict):
-    "Raise if the file `f` says that something else was asked of the training that is there"
+    "Raise if the training that is already there had other arguments, by the file `f`"
     there = asked_before(f)
     if not there: return
     for k,v in json.loads(json.dumps(asked, default=str)).items():
@@ -214,7 +214,7 @@ def note_asked(f:Path, asked:dict, mode:str):
 _free = 'out','cache','no_cache','workers','every','report','dry_run'
 
 def _asked(a) -> dict:
-    "What a training is known by: its arguments, but for those that may change when it goes on"
+    "Arguments that identify a training: all but those that may change on resuming"
     res = {k:str(v) if isinstance(v, Path) else v for k,v in a.items() if k not in _free}
     for k in ('path','labels','encoder','teacher','texts'):
         if res[k] and res[k] not in built_in and Path(res[k]).exists(): res[k] = str(Path(res[k]).resolve())
@@ -222,7 +222,7 @@ def _asked(a) -> dict:
 
 # %% ../../nbs/88_training.pretraining.ipynb #01281620
 def chosen_mode(learn:Learner, precision:str, out:Path) -> tuple: # The mode, and why
-    "In which mode training goes: 'auto' measures it in the first process, and a training that goes on stays with its own"
+    "Precision mode: 'auto' measures it in the first process, and a resumed training keeps its own"
     f,res = out/'training.json',(precision, f"{precision}, as asked")
     if precision != 'auto': return res
     if not rank_distrib():
@@ -236,7 +236,7 @@ def mixed_batches(dls:DataLoaders, share:float) -> DataLoaders:
     "`dls` with a `share` of labelled images in training batches"
     if not 0 < share < 1: raise ValueError(f"share: it must be between 0 and 1, got {share}")
     unsup = unsup_of(getattr(dls, 'vocab', None))
-    if unsup is None: raise ValueError("share: there are no unlabelled images to mix with, or no labels: leave it out")
+    if unsup is None: raise ValueError("share: there are no unlabelled images to mix in, or no labels: leave it out")
     labelled = (labels_of(dls.train_ds) != unsup).tolist()
     if all(labelled) or not any(labelled):
         raise ValueError(f"share: {sum(labelled)} of {len(labelled)} training images have a label, so there is nothing to mix")
@@ -249,7 +249,7 @@ def _those(f) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None, pretrained:bool=True) -> nn.Module|None:
-    "The encoder that `distill` learns from: a file, or a name of timm with its weights, for images of `size` if it is a transformer"
+    "The encoder that `distill` learns from: a file, or a timm name with its weights, for images of `size` if it is a transformer"
     if methods[method].takes('teacher') != bool(teacher):
         who = _those(lambda o: o.takes('teacher'))
         raise ValueError(f"teacher: {who} learns from one, and no other method does; got {teacher!r} for {method}: "
@@ -259,10 +259,10 @@ def check_teacher(method:str, teacher:str|None, n_in:int, size:int|tuple|None, p
     return new_encoder(teacher, False, n_in, size)
 
 def _check_together(a):
-    "Raise for arguments of a pretraining that do not go together"
+    "Raise for arguments of a pretraining that contradict each other"
     cb = methods[a.method]
     if cb.learns_from_labels() and not (a.labels or a.path in built_in):
-        raise ValueError(f"labels: {a.method} learns from labels, so it has to know where they are: give labels, 'parent' or a table")
+        raise ValueError(f"labels: {a.method} learns from labels, so it must know where they are: give labels, 'parent' or a table")
     if (cb.n_inp > 1) != bool(a.texts):
         who = _those(lambda o: o.n_inp > 1)
         raise ValueError(f"texts: {who} learn from texts, and no other method does; got {a.texts} for {a.method}: "
@@ -293,7 +293,7 @@ def _pretraining_settings(a, dls, enc, teacher) -> Suggestion:
     return s
 
 def print_settings(s:Suggestion):
-    "A line for each setting, with its reason"
+    "Print a line for each setting, with its reason"
     width,most = (max(len(o[k]) for o in s.why) for k in ('name','value'))
     for o in s.why: print(f"  {o['name']:{width}}  {o['value']:{most}}  {o['reason']} ({o['source']})")
 
@@ -320,7 +320,7 @@ class MetricsFile(Callback):
         if not rank_distrib(): learner_history(self.learn).to_csv(self.path, index_label='epoch')
 
 def shown(learn:Learner) -> Learner:
-    "The learner with progress bars on a terminal, and lines elsewhere"
+    "The learner, with progress bars on a terminal and plain lines elsewhere"
     if not (sys.stdout.isatty() or IN_NOTEBOOK): learn.remove_cbs(learn._grab_cbs(ProgressCallback)).add_cb(PlainTable())
     return learn
 
@@ -346,9 +346,9 @@ def finish(learn:Learner, out:Path, report:bool, beside:list=(), n_in:int=3, com
     if report:
         try:
             if not KNN().no_value(learn): evaluation = evaluate(learn, beside=named_encoders(beside, 'beside', n_in))
-        except Exception as e: warn(f"there is no evaluation in the report: {e}")
+        except Exception as e: warn(f"the report has no evaluation: {e}")
         try: learn.report(out/'report.html', evaluation=evaluation or True, command=command)
-        except Exception as e: warn(f"there is no report: {e}")
+        except Exception as e: warn(f"the report could not be written: {e}")
         if evaluation: print(f"{evaluation.table().to_string()}\n\n{verdict_lines(evaluation)}")
     print(f"\n{out/'encoder.safetensors'}: the encoder, also for plain timm")
     if hasattr(get_model(learn.model), 'embed_texts'):
@@ -367,7 +367,7 @@ def _typed(k, v) -> str:
     return f'--{name}={shlex.quote(v)}' if v.startswith('-') else shlex.join([f'--{name}',v])
 
 def _plain(settings:dict) -> list:
-    "Those that `parse_settings` can read"
+    "The settings that `parse_settings` can read"
     forms = {k:(f'{k}={v}'.replace(', ', ','), f'{k}={v}', f'{k}={v!r}') for k,v in settings.items()}
     return [o for k,os in forms.items() if (o := first(o for o in os if parse_settings([o]) == {k:settings[k]}))]
 
@@ -389,7 +389,7 @@ def command_again(learn:Learner, a:AttrDict, # What trained, and the arguments o
 @contextmanager
 def stopping(how:str # To go on, in words
 ):
-    "Ctrl-C raises `KeyboardInterrupt`, and SIGTERM ends the process, after `Checkpoint` has written what there is"
+    "Ctrl-C raises `KeyboardInterrupt`, and SIGTERM ends the process, after `Checkpoint` has written its state"
     if threading.current_thread() is not threading.main_thread():                       # which signals do not reach
         yield
         return
@@ -419,7 +419,7 @@ def stopping(how:str # To go on, in words
 
 # %% ../../nbs/88_training.pretraining.ipynb #2234ba9d
 class Duration(Callback):
-    "Say after some steps how many there will be and how long they take; or `stop` there"
+    "After some steps, print how many there will be and how long they take; or `stop` there"
     order = Recorder.order+2
     def __init__(self, at:int=12, stop:bool=False): store_attr()
     def before_fit(self): self.times = []
@@ -433,11 +433,11 @@ class Duration(Callback):
 
 # %% ../../nbs/88_training.pretraining.ipynb #acc16378
 def _say(*s):
-    "In the first process"
+    "Print in the first process only"
     if not rank_distrib(): print(*s, flush=True)
 
 def _to_mode(learn, a) -> str:
-    "Train as fast as the device can, or as asked; and say so"
+    "Train as fast as the device can, or as asked; and print which"
     if a.precision == 'auto': _say("  precision: measuring what is fastest here")
     mode,why = chosen_mode(learn, a.precision, a.out)
     cuda = "; with TF32 and cuDNN's search for fast convolutions"*(learn.dls.device.type == 'cuda')
@@ -450,7 +450,7 @@ def _measure(learn, s):
     with learn.no_logging(), learn.no_bar(): learn.fit(s.fit.n_epoch, cbs=Duration(3, stop=True))
 
 def _train(learn, a, s):
-    "Train with the settings `s`, from where a training of the same call has stopped, and write its results"
+    "Train with the settings `s`, from where an earlier run of the same call stopped, and write the results"
     several,cpu = num_distrib() > 1,learn.dls.device.type == 'cpu'
     with stopping("Run the same again to go on from here."), fast_cuda(learn.dls.device):
         with learn.distrib_ctx(sync_bn=not cpu, cpu=cpu) if several else nullcontext():
@@ -466,14 +466,14 @@ def _train(learn, a, s):
 
 # %% ../../nbs/88_training.pretraining.ipynb #91acf3ef
 def _finished(a) -> bool:
-    "Is there nothing left to do? Raise if something else was done in this folder"
+    "Is nothing left to do? Raise if this folder holds another training"
     if not rank_distrib() and not a.dry_run: check_asked(a.out/'training.json', a.asked)
     made = a.out/('report.html' if a.report else 'encoder.safetensors')
     if made.exists(): _say(f"{a.out} is finished: {made} is there. Another out starts a new training.")
     return made.exists()
 
 def _pretraining_data(a) -> DataLoaders:
-    "The images, with labels or texts; a training that goes on has as many as before"
+    "The images, with labels or texts; a resumed training has as many as before"
     cache = None if a.no_cache or a.dry_run else a.cache or a.out.parent/'decoded'
     dls = read_images(a.path, a.size, a.bs, a.labels, a.cols, a.n_labels, a.valid, a.n_in, cache, a.workers, a.seed, white=a.white,
                       whole=not a.dry_run, texts=a.texts, text_cols=a.text_cols)
@@ -513,7 +513,7 @@ def _prepare(a:AttrDict) -> bool:
     return True
 
 def _assembled(a) -> tuple: # The learner and its settings
-    "What the call asks for, put together and said"
+    "Build what the call asks for, and print it"
     set_seed(a.seed)
     dls = _pretraining_data(a)
     enc = _encoder_of(a, a.pretrained and not a.dry_run)
@@ -526,43 +526,43 @@ def _assembled(a) -> tuple: # The learner and its settings
 
 def _device_name(device) -> str:
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
-    return str(device) if device.type != 'cpu' else f"the processor (OMP_NUM_THREADS={torch.get_num_threads()})"
+    return str(device) if device.type != 'cpu' else f"the CPU (OMP_NUM_THREADS={torch.get_num_threads()})"
 
 # %% ../../nbs/88_training.pretraining.ipynb #baa627c1
 def pretrain(
-    path:str|Path, # Folder of images, searched with all its subfolders; or `digits` or `fashion-mnist`, which are here
-    method:str|type='simclr', # How to train: a method by its name, or by its class
-    out:str|Path|None=None, # Folder of the results; runs/<images>-<method> if none is given
-    arch:str='resnet18', # Architecture of the encoder: a name of timm, fastai or torchvision
+    path:str|Path, # Folder of images, including all subfolders; or the built-in `digits` or `fashion-mnist`
+    method:str|type='simclr', # Method to train with: its name or its class
+    out:str|Path|None=None, # Folder for the results; runs/<images>-<method> if none is given
+    arch:str='resnet18', # Architecture of the encoder: a timm, fastai or torchvision name
     arch_set:dict|None=None, # Arguments of the architecture
-    stem:str|None=None, # The encoder's first layers; small for new ones at sizes of at most 40, if there are such
+    stem:str|None=None, # The encoder's first layers; small for new encoders at sizes up to 40, where available
     size:int|None=None, # Height and width of the views in pixels; 128 for folders, less if their files are smaller
-    epochs:int|None=None, # Epochs; some 10,000 steps if none are given
-    bs:int|None=None, # Images per batch, of each process; 64, or half of all if they are fewer than 128
+    epochs:int|None=None, # Epochs; about 10,000 steps if not given
+    bs:int|None=None, # Images per batch and process; 64, or half of all images if there are fewer than 128
     lr:float|None=None, # Largest learning rate
     labels:str|Path|None=None, # Labels of a folder: `parent` for the names of its folders, or a table (CSV, Excel)
     cols:str|None=None, # Two columns of the table: names and labels, as in `file,defect`
-    n_labels:int|None=None, # Labels per class that are kept, of a data set that is here
+    n_labels:int|None=None, # Labels to keep per class, for a built-in data set
     share:float|None=None, # Labelled images in a batch, for methods that learn from labels; half if there are unlabelled ones
-    valid:str|float|None=None, # What is held out: a share, or the name of folders; a fifth if none is given
-    pretrained:bool=False, # Start from the library's weights, which needs a network once
+    valid:str|float|None=None, # Images to hold out: a share, or the name of folders; a fifth if not given
+    pretrained:bool=False, # Start from the library's weights (needs a network the first time)
     encoder:str|Path|None=None, # Start from this encoder file
-    teacher:str|Path|None=None, # File of the encoder that distill learns from, or a name of timm, with its weights
+    teacher:str|Path|None=None, # Encoder file that distill learns from, or a timm name, with its weights
     texts:str|Path|None=None, # For images with texts: a table (CSV, Excel) with the images' names and their texts
     text_cols:str|None=None, # Two columns of that table: names and texts, as in `file,caption`
     n_in:int=3, # Channels of the images of a folder
-    white:float|tuple|None=None, # White in files of 16 bits, 4095 for 12 bits, or black and white, -1024,3000; the encoder file has it
-    cache:str|Path|None=None, # Folder of decoded images, or `device` for its memory; `decoded` beside the results if none is given
+    white:float|tuple|None=None, # White in 16-bit files (4095 for 12 bits), or black and white (-1024,3000); the encoder file keeps it
+    cache:str|Path|None=None, # Folder for decoded images, or `device` for its memory; `decoded` next to the results if not given
     no_cache:bool=False, # Decode the images in every epoch, if the disk is too small for all of them
     workers:int|None=None, # Processes that read images
-    precision:str='auto', # Precision and memory format: what is measured to be fastest (auto), or one of them
-    every:int=500, # Steps between two checkpoints, besides one for each epoch
-    seed:int=0, # Draws all that is random
+    precision:str='auto', # Precision and memory format: the fastest as measured (auto), or one of them
+    every:int=500, # Steps between checkpoints, in addition to one per epoch
+    seed:int=0, # Seed for everything random
     report:bool=True, # Write report.html
-    dry_run:bool=False, # Print the settings, measure some steps and end; nothing is written
+    dry_run:bool=False, # Print the settings, time a few steps and exit; nothing is written
     **settings # Further settings of the method, the model, the views or the fit, by name
 ) -> Learner|None: # None if there is nothing to do
-    "Pretrain an encoder on images, without labels or with some, into one folder; Ctrl-C writes a checkpoint, and the same call goes on"
+    "Pretrain an encoder on images, with or without labels, into one folder; Ctrl-C writes a checkpoint, and the same call resumes"
     a = AttrDict(locals())
     a.method = first(k for k,o in methods.items() if method in (k,o))
     if a.method is None: raise ValueError(f"method: {method!r} is none of {', '.join(methods)}")

@@ -18,7 +18,7 @@ def _text(v):
     return f"{v:.4g}" if isinstance(v, float) else str(getattr(getattr(v, 'func', v), '__name__', v))
 
 class Suggestion(AttrDict):
-    "Settings for `encoder`, `method`, `model`, `views`, `learner` and `fit`, and figures `about` the training; shows each with its reason"
+    "Settings for `encoder`, `method`, `model`, `views`, `learner` and `fit`, and figures `about` the training, each with its reason"
     _repr_markdown_ = None
     def __init__(self):
         parts = 'about','encoder','fit','learner','method','model','views'
@@ -30,7 +30,7 @@ class Suggestion(AttrDict):
         source:str, # Where the values come from
         **settings
     ):
-        "Put `settings` into the dictionary `part`, in place of those that are there"
+        "Put `settings` into the dictionary `part`, replacing any already there"
         self[part].update(settings)
         self.why = [o for o in self.why if o['part'] != part or o['name'] not in settings]
         self.why += [dict(part=part, name=k, value=_text(v), reason=why, source=source) for k,v in settings.items()]
@@ -41,9 +41,9 @@ class Suggestion(AttrDict):
 
 # %% ../../nbs/87_training.settings.ipynb #5e0826d5
 class SparingWrapper(OptimWrapper):
-    "`OptimWrapper` that leaves out of weight decay what fastai's own optimizers leave out: what is marked `do_wd=False`"
+    "`OptimWrapper` that, like fastai's own optimizers, does not decay parameters marked `do_wd=False`"
     def parts(self, group:dict):
-        "What of a `group` decays, and what does not"
+        "The parameters of a `group` that decay, and those that do not"
         for decays in (True,False):
             ps = [p for p in group['params'] if self.state[p].get('do_wd', True) == decays]
             if ps: yield dict(group, params=ps, weight_decay=group['weight_decay']*decays)
@@ -62,7 +62,7 @@ def AdamW(
     eps:float=1e-8, # ε
     wd:float=.01 # Weight decay
 ) -> OptimWrapper: # For `Learner(opt_func=...)`
-    "torch's fused AdamW, which takes one launch for what decays in a group and one for the rest"
+    "torch's fused AdamW, with one launch for the parameters of a group that decay and one for the rest"
     return SparingWrapper(params, opt=torch.optim.AdamW, lr=lr, betas=(mom,sqr_mom), eps=eps, weight_decay=wd, fused=True)
 
 # %% ../../nbs/87_training.settings.ipynb #4839348b
@@ -76,7 +76,7 @@ class ClipEach(Callback):
         torch._foreach_mul_(grads, (self.max_norm/(norms+1e-6)).clamp(max=1).unbind())
 
 class WeightDecayTo(ParamScheduler):
-    "Weight decay from that of the fit to `end`, along half a cosine"
+    "Anneal weight decay from that of the fit to `end`, along half a cosine"
     order = ParamScheduler.order+1                                           # whose record this one adds to
     def __init__(self, end:float):
         super().__init__({})
@@ -99,8 +99,8 @@ def _length(s, a):
     s.add('about', f"{per} per epoch{few}", 'counted', steps=steps)
 
 few_images = 1000
-few_images_why = (f"fewer than {few_images:,} are too few to learn from scratch what pictures consist of: "
-                  "start from pretrained weights, by pretrained=True or --pretrained")
+few_images_why = (f"fewer than {few_images:,} are too few to learn from scratch what pictures are made of: "
+                  "start from pretrained weights, with pretrained=True or --pretrained")
 
 # %% ../../nbs/87_training.settings.ipynb #6dab1ff0
 def _decayed(s, a):
@@ -153,7 +153,7 @@ def _rising(s, a):
     if cbs: s.add('fit', ', '.join(cbs), a.paper, cbs=[*cbs.values()])
 
 def _pretrained(s, a):
-    "Rates of an encoder that has learned before"
+    "Learning rates for a pretrained encoder"
     lr = s.fit.lr_max
     s.add('learner', "a group for each layer of the encoder, and one for the heads, which are new", 'paper 2106.08254',
           splitter=layer_splitter)
@@ -166,7 +166,7 @@ def _temperature(s, a):
     else: s.add('method', "as in the paper", a.paper, temp=a.p.temp)
 
 def _teacher(s, a):
-    "Momentum of a teacher that remembers a share of the training; rising to 1 if the method's own does"
+    "Momentum of a teacher that averages over a share of the training; rises to 1 if the method's own does"
     most = 1/(1-a.p.m)
     memory = min(max(s.about.steps/5, 10), most)
     why = f"averages over {memory:.0f} steps: a fifth of training, at least 10 and at most the paper's {most:.0f}"
@@ -183,7 +183,7 @@ def _queue(s, a):
 
 # %% ../../nbs/87_training.settings.ipynb #06dbfba4
 def _stem(s, a):
-    "What comes first in a new convolutional encoder"
+    "The stem of a new convolutional encoder"
     if a.arch == 'vit' or a.pretrained or stem_for(a.size) == 'usual': return
     s.add('encoder', "at most 40 pixels: 3 × 3 pixels first, no stride, no pooling; rates were measured with the usual stem", 'judgement',
           stem=stem_for(a.size))
@@ -223,7 +223,7 @@ def _method(method):
     raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(names)}")
 
 def _check(a):
-    "Raise for what there are no settings for"
+    "Raise for arguments that there are no settings for"
     for n,least in dict(n_images=4, bs=2, size=1, epochs=1, stride=1).items():
         v = a[n]
         if n == 'epochs' and v is None: continue
@@ -234,7 +234,7 @@ def _check(a):
     if a.n_images < 2*a.bs:
         raise ValueError(f"n_images={a.n_images} is less than two batches of bs={a.bs}: choose bs of at most {a.n_images//2}")
     if a.opt == 'sgd' and (a.arch == 'vit' or a.method.n_inp > 1):
-        raise ValueError("opt='sgd' is not what the papers train transformers with, which is AdamW: choose opt='adam' for "
+        raise ValueError("opt='sgd': the papers train transformers with AdamW instead: choose opt='adam' for "
                          f"{a.method.__name__} with arch={a.arch!r}")
     if a.arch == 'vit' and a.size % a.stride:
         raise ValueError(f"size={a.size} cannot be cut into patches of {a.stride} pixels: choose a multiple, or give the patch as stride")
@@ -248,7 +248,7 @@ def suggest(
     epochs:int|None=None, # Epochs; None derives them from a number of steps
     arch:str='resnet', # 'resnet' for convolutional encoders, 'vit' for transformers
     opt:str='adam', # 'adam', which is torch's AdamW, or 'sgd'
-    stride:int|None=None, # Pixels from a position of the features to the next; None is 32, 8 with the small stem, 16 for 'vit'
+    stride:int|None=None, # Pixels between positions of the features; None is 32, 8 with the small stem, 16 for 'vit'
     pretrained:bool=False # The encoder has learned before: it is of timm, with its weights, or from a file
 ) -> Suggestion:
     "Settings for a training, each with its reason and source"

@@ -54,7 +54,7 @@ class BarlowTwins(CorrelationsMixin, SSLCallback):
     heads = dict(hidden_size=(8192,256), projection_size=(8192,256))
     quick = dict(method=dict(lmb=.02))
     small_batch = 64,"correlations over few images are noisy"
-    when = "Small batches, no teacher and no negatives; takes memory for its wide projector"
+    when = "Small batches, no teacher and no negatives; its wide projector takes memory"
     def __init__(self,
         aug_pipelines:list, # Two pipelines, e.g. from `get_barlow_twins_aug_pipelines`
         lmb:float=5e-3, # Weight λ of the off-diagonal; divide it by the width for narrow projectors, see below

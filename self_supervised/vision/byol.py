@@ -42,7 +42,7 @@ class BYOL(TeacherCallback):
     paper = Paper('2006.07733', opt='LARS', lr=.2, wd=1.5e-6, bs=4096, epochs=1000, m=.996, wd_bn_bias=False, joint=False)
     heads = dict(hidden_size=(4096,256), projection_size=(256,128))
     quick = dict(method=dict(m=.99), train=dict(opt='SGD', fit='fit_flat_cos'))
-    when = "Small batches, and images among which many are alike, as it has no negatives; needs many steps"
+    when = "Small batches, and data with many similar images, because it has no negatives; needs many steps"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
     least_is_trivial = True
     def __init__(self,

@@ -23,7 +23,7 @@ from ..processes import parted
 
 # %% ../../nbs/32_vision.clip.ipynb #c1190005
 class Tokens(DisplayedTransform):
-    "Texts to numbers of their pieces, `length` of them: cut, or filled up with `pad`; of a list of texts one is drawn"
+    "Turn texts into token numbers, `length` of them: cut, or padded with `pad`; one text is drawn from a list"
     def __init__(self,
         tokenizer:object, # With `encode(text)`, as those of tokenizers and transformers; or called with a text, as open_clip's
         length:int=32, # Numbers per text
@@ -48,7 +48,7 @@ class Tokens(DisplayedTransform):
         return TitledStr(getattr(self.tokenizer, 'decode', str)(ids))
 
 class Words:
-    "The simplest tokenizer: a number for each word that is in `texts`; 0 fills up, 1 is any other word"
+    "The simplest tokenizer: a number for each word in `texts`; 0 is padding, 1 any other word"
     def __init__(self, texts:list): self.number = {w:i+2 for i,w in enumerate(sorted({w for t in texts for w in self.split(t)}))}
     def split(self, text:str) -> list: return re.findall(r"\w+", text.lower())
     def encode(self, text:str) -> list: return [self.number.get(w, 1) for w in self.split(text)]
@@ -59,7 +59,7 @@ class Words:
 
 # %% ../../nbs/32_vision.clip.ipynb #c1190008
 class TextTransformer(nn.Module):
-    "A small transformer over tokens: a feature for each of them"
+    "A small transformer over tokens, with a feature for each of them"
     def __init__(self,
         n_tokens:int, # Different tokens
         width:int=128, depth:int=2, heads:int=4, # Width, layers and heads
@@ -139,7 +139,7 @@ def create_clipmoco_model(encoder:nn.Module, text_encoder:nn.Module, projection_
 @delegates(get_batch_augs)
 def get_clip_aug_pipelines(size:int|tuple, rotate:bool=False, jitter:bool=False, bw:bool=False, blur:bool=False, flip_p:float=0.,
                            resize_scale:tuple=(.9,1.), **kwargs) -> list:
-    "One view, as CLIP has it: a large crop and nothing else, as texts may name colours and sides"
+    "One view, as in CLIP: a large crop and nothing else, because texts may name colours and sides"
     return [get_batch_augs(size, rotate=rotate, jitter=jitter, bw=bw, blur=blur, flip_p=flip_p, resize_scale=resize_scale, **kwargs)]
 
 # %% ../../nbs/32_vision.clip.ipynb #0be50e83
@@ -176,7 +176,7 @@ def siglip_loss(images:Tensor, texts:Tensor, # As in `clip_loss`
 
 # %% ../../nbs/32_vision.clip.ipynb #c119000b
 class ImageTextMixin:
-    "For methods of images and the tokens of their texts: one view of each image"
+    "For methods that take images and the tokens of their texts: one view of each image"
     parts,n_views,n_inp = ('encoder','projector','text_encoder','text_projector'),1,2
     @classmethod
     def from_data(cls, dls, given): return {} if 'text_encoder' in given else dict(text_encoder=text_tower(dls))
@@ -196,7 +196,7 @@ class ImageTextMixin:
 
 # %% ../../nbs/32_vision.clip.ipynb #18de7f0f
 class CLIP(ImageTextMixin, SSLCallback):
-    "CLIP (2103.00020): an image finds its text among those of the batch, and a text its image"
+    "CLIP (2103.00020): each image finds its text in the batch, and each text its image"
     create_model,create_views = create_clip_model,get_clip_aug_pipelines
     paper = Paper('2103.00020', opt='AdamW', lr=5e-4, wd=.2, wd_bn_bias=False, sqr_mom=.98, eps=1e-6, bs=32768,
                   epochs=32)  # β₂ and ε of its transformers
@@ -225,7 +225,7 @@ class SigLIP(CLIP):
     create_model = create_siglip_model
     paper = Paper('2303.15343', wd_bn_bias=False)
     small_batch = 0,''
-    when = "As CLIP, with smaller batches"
+    when = "Like CLIP, with smaller batches"
     parts = (*CLIP.parts,'bias')
     def trivial_loss(self, y, *yb):
         "Of the best answer that is the same for all pairs"
@@ -240,7 +240,7 @@ class CLIPMOCO(ImageTextMixin, QueueMixin, TeacherCallback):
     create_model,create_views = create_clipmoco_model,get_clip_aug_pipelines
     paper = Paper('2103.00020, 1911.05722', temp=.07, K=65536, m=.999)
     heads = dict(projection_size=(512,128))
-    when = "As CLIP, with small batches: texts and images wait in a queue"
+    when = "Like CLIP, with small batches: texts and images are kept in a queue"
     def __init__(self,
         aug_pipelines:list, # One pipeline, e.g. from `get_clip_aug_pipelines`
         K:int=4096, # Length of the queue
@@ -280,7 +280,7 @@ def captioned_digits_dls(
     seed:int=42, # Draws what is held out
     length:int=16 # Tokens per caption
 ) -> tuple: # Loaders of (image, tokens, label), the captions of each item, `Tokens`, and the prompts of each digit
-    "scikit-learn's digits, each with captions that are made from its label and its pixels"
+    "scikit-learn's digits, each with captions made from its label and its pixels"
     dls = digits_dls(seed=seed)
     xs,ys = zip(*[(x.clone(), int(y)) for ds in (dls.train_ds, dls.valid_ds) for x,y in ds])
     captions = [[f"{t.format(digit_names[y])}, {digit_words(x)}" for t in digit_templates] for x,y in zip(xs, ys)]
@@ -309,7 +309,7 @@ def captioned_dls(
     return folder_dls(path, texts=texts, tokens=Tokens(tokenizer, length), **kwargs)
 
 def text_tokens(dls:DataLoaders) -> Tokens:
-    "What makes numbers of the texts of `dls`"
+    "The `Tokens` that turn the texts of `dls` into numbers"
     res = first(f for tl in L(getattr(dls.train_ds, 'tls', []))[1:] for f in tl.tfms.fs if isinstance(f, Tokens))
     if res is None: raise ValueError("dls: there are no Tokens among its transforms")
     return res

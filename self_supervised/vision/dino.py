@@ -144,7 +144,7 @@ class DINO(CentredMixin, TeacherCallback):
     @classmethod
     def suggest(cls, s, a):
         n = min(max(2**round(math.log2(a.n_images/10)), 64), 65536)
-        s.add('model', "for convolutional encoders alone", 'judgement', bn=a.arch=='resnet')
+        s.add('model', "for convolutional encoders only", 'judgement', bn=a.arch=='resnet')
         s.add('model', "one per 10 images, as a power of two; the paper has 65,536", 'judgement', n_out=n)
         why,source,m = a.momentum
         s.add('method', why, source, tmom_start=m)

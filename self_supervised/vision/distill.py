@@ -24,7 +24,7 @@ def load_teacher(
     size:int|tuple|None=None, # Height and width of the images that it sees; None is what it says of itself
     stats:tuple|None=None # (mean, std) per channel of their normalisation; None is what it says of itself
 ) -> tuple: # The module, size and stats, each of these None if nothing is known
-    "The encoder to learn from, and for which images it is"
+    "The encoder to learn from, and the images it takes"
     seen = seen_by(teacher) if isinstance(teacher, Learner) else None
     teacher = get_model(teacher.model).encoder if seen else open_encoder(teacher, 'teacher', size=size)
     own = seen_by(teacher)
@@ -67,7 +67,7 @@ def cosine(s:Tensor, # (n, d) embeddings of the student
 
 # %% ../../nbs/31_vision.distill.ipynb #e1d1779d
 class TeachesWhole:
-    "For a frozen teacher whose features of whole images are kept, in the dictionary `of_image`"
+    "For a frozen teacher; its features of whole images are kept in the dictionary `of_image`"
     @classmethod
     def from_data(cls, dls, given):
         "The teacher, loaded once, what it says of the images that it sees, and the width of its features"
@@ -102,11 +102,11 @@ class TeachesWhole:
 
 # %% ../../nbs/31_vision.distill.ipynb #d1571107
 class Distill(TeachesWhole, QueueMixin, SSLCallback):
-    "SEED (2101.04731), or regression: the student gives the features of a frozen teacher"
+    "SEED (2101.04731), or regression: the student learns to reproduce the features of a frozen teacher"
     create_model,create_views = create_distill_model,get_distill_aug_pipelines
     paper = Paper('2101.04731', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, K=65536)
     heads = dict(hidden_size=(2048,256))
-    when = "There is a better encoder than you can train, such as a foundation model, and it is too large or too slow for its use"
+    when = "A better encoder than you can train exists, such as a foundation model, but it is too large or too slow to use"
     multi_crop,compares,teacher = True,False,None
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_distill_aug_pipelines`
@@ -133,7 +133,7 @@ class Distill(TeachesWhole, QueueMixin, SSLCallback):
         super().check_setup()
         model = get_model(self.learn.model)
         if self.teacher is None:
-            raise ValueError("teacher: an exported learner has none: give it again, as in learn.distill.teacher = load_teacher(...)[0]")
+            raise ValueError("teacher: an exported learner has none: set it again, as in learn.distill.teacher = load_teacher(...)[0]")
         if self.teacher is model.encoder: raise ValueError("teacher: it is the student's own encoder: give a copy, deepcopy(encoder)")
         nf,d = encoder_nf(self.teacher, encoder_n_in(self.teacher) or 3),projection_size(model)
         if nf != d: raise ValueError(f"model: its projector gives {d} numbers, the teacher {nf}: use create_distill_model(encoder, {nf})")

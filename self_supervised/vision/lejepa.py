@@ -74,7 +74,7 @@ class LeJEPA(TermsMixin, SSLCallback):
     create_model,create_views = create_lejepa_model,get_lejepa_aug_pipelines
     paper = Paper('2511.08544', joint=True)
     heads = dict(hidden_size=(2048,256), projection_size=(128,64))
-    small_batch = 128,"few embeddings for a test of their distribution"
+    small_batch = 128,"few embeddings to test their distribution with"
     when = "You do not want to tune: no teacher, no temperature, no queue, and one weight"
     multi_crop,compares = True,False
     term_names = dict(invariance='squared distance of a view to the mean of the large ones; lower is better',

@@ -47,7 +47,7 @@ def moco_v3(q:Tensor, # (2B, d) predictions of the student, first views then sec
 
 # %% ../../nbs/22_vision.moco.ipynb #90d5972f
 class MOCO(KeyQueueCallback):
-    "MoCo (1911.05722, 2003.04297): find the own key among the batch's and the queue's"
+    "MoCo (1911.05722, 2003.04297): find an image's own key among those of the batch and the queue"
     create_model,create_views = create_moco_model,get_moco_aug_pipelines
     paper = Paper('2003.04297, 1911.05722', opt='SGD', lr=.03, wd=1e-4, bs=256, epochs=200, temp=.2, K=65536, m=.999, wd_bn_bias=True,
                   joint=False)

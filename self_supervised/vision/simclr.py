@@ -46,7 +46,7 @@ class SimCLR(SSLCallback):
     paper = Paper('2002.05709', opt='LARS', lr=.3, wd=1e-6, bs=4096, epochs=100, temp=.1, wd_bn_bias=False, joint=True)
     heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(method=dict(temp=.5))
-    when = "The first to try with 256 images in a batch or more: simple, and its loss is easy to read"
+    when = "The first to try with batches of 256 images or more: simple, and its loss is easy to read"
     multi_crop = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_simclr_aug_pipelines`

@@ -41,7 +41,7 @@ class SimSiam(SSLCallback):
     paper = Paper('2011.10566', opt='SGD', lr=.05, wd=1e-4, bs=512, epochs=100, wd_bn_bias=True, joint=False)
     heads = dict(hidden_size=(2048,512), projection_size=(2048,512), pred_size=(512,128))
     quick = dict(train=dict(fit='fit_flat_cos', lr=1e-3))
-    when = "As BYOL, but without a teacher; needs many steps"
+    when = "Like BYOL, but without a teacher; needs many steps"
     parts,multi_crop,compares = ('encoder','projector','predictor'),True,False
     least_is_trivial = True
     def trivial_loss(self, y, *yb): return 0.

@@ -57,12 +57,12 @@ def supcon_keys(q:Tensor, # (n, d) anchors
 
 # %% ../../nbs/21_vision.supcon.ipynb #0a263d72
 class UnsupMethod:
-    "Which images the unsupervised term takes: `All`, or `Only` the unlabelled ones"
+    "Images that the unsupervised term uses: `All`, or `Only` the unlabelled ones"
     All,Only = 'all','only'
 
 # %% ../../nbs/21_vision.supcon.ipynb #7fa820d7
 def check_unsup(unsup_class_id:int|None, vocab:object):
-    "Raise for a label that no class has; warn if unlabelled images would be taken for a class"
+    "Raise for a label that is not a class; warn if unlabelled images would be taken for a class"
     if unsup_class_id is None and unsup_of(vocab) is not None:
         warn("unsup_class_id=None takes the class 'unsup' of the vocabulary for a class like the others, whose images all attract "
              "each other: if it stands for unlabelled images, give unsup_class_id=dls.vocab.o2i['unsup']")
@@ -77,7 +77,7 @@ def places(mask:Tensor) -> Tensor:
 
 # %% ../../nbs/21_vision.supcon.ipynb #42683730
 class PartlyLabelled:
-    "What SupCon and SupConMOCO share: the arguments, the checks, and which images have no label"
+    "Shared by SupCon and SupConMOCO: the arguments, the checks, and which images have no label"
     heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     term_names = dict(unsup='part of valid_loss about images without a label; 0 where all validation images have one and only those '
                             'without are counted',
@@ -123,7 +123,7 @@ class SupCon(PartlyLabelled, SSLCallback):
     paper = Paper('2004.11362', opt='SGD', lr=.125, wd=1e-4, bs=1024, epochs=1000, temp=.1, wd_bn_bias=True, joint=True)
     quick = dict(method=dict(unsup_method=UnsupMethod.Only, temp=.5))
     small_batch = 256,"few negatives; SupConMOCO has a queue of them"
-    when = "Some images have a label: the best choice then, as it learns from all images"
+    when = "Some images have a label: the best choice then, because it learns from all images"
     multi_crop = True
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_supcon_aug_pipelines`

@@ -107,7 +107,7 @@ class SWAV(QueueMixin, SSLCallback):
     paper = Paper('2006.09882', opt='LARS', lr=.6, wd=1e-6, bs=256, epochs=200, temp=.1, K=3840, wd_bn_bias=True, joint=True)
     heads = dict(hidden_size=(2048,256), projection_size=(128,128))
     quick = dict(model=dict(n_protos=64), method=dict(K=0, eps=.02), train=dict(fit='fit_flat_cos', lr=2e-3))
-    when = "Images fall into groups; small views make much of few images"
+    when = "Images fall into groups; small views get more out of few images"
     parts,multi_crop,compares = ('encoder','projector','prototypes'),True,False
     def __init__(self,
         aug_pipelines:list, # Two pipelines or more, e.g. from `get_swav_aug_pipelines`

@@ -47,12 +47,12 @@ def tico(z:Tensor, # (2B, d) projections of the student, first views then second
 
 # %% ../../nbs/33_vision.tico.ipynb #3b91a3dd
 class TiCo(TermsMixin, StagedMixin, TeacherCallback):
-    "TiCo (2206.10698): the momentum encoder's embedding of the other view, and few directions that embeddings had before"
+    "TiCo (2206.10698): match the momentum encoder's embedding of the other view, and avoid directions of earlier embeddings"
     create_model,create_views = create_tico_model,get_tico_aug_pipelines
     paper = Paper('2206.10698', widths=False)
     heads = dict(hidden_size=(4096,256), projection_size=(256,128))
     quick = dict(method=dict(m=.99))
-    when = "Small batches, with negatives but without a queue: a matrix remembers them"
+    when = "Small batches, with negatives but no queue: a matrix remembers them"
     compares = False
     term_names = dict(invariance="one minus the cosine with the teacher's embedding of the other view; lower is better",
                       covariance='squared cosine with earlier embeddings; 1 is the same embedding for all images, 1/width the least')
@@ -71,7 +71,7 @@ class TiCo(TermsMixin, StagedMixin, TeacherCallback):
         store_attr('beta,rho')
 
     @classmethod
-    def suggest(cls, s, a): s.add('method', "what lightly names as the paper's", a.paper, beta=.9, rho=8.)
+    def suggest(cls, s, a): s.add('method', "what lightly gives as the paper's", a.paper, beta=.9, rho=8.)
 
     moments = property(lambda self: get_model(self.learn.model).moments, doc="C, the running mean of zzᵀ")
     def attach(self, model):

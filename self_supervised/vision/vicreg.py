@@ -59,7 +59,7 @@ class VICReg(CorrelationsMixin, TermsMixin, SSLCallback):
     paper = Paper('2105.04906', opt='LARS', lr=.2, wd=1e-6, bs=2048, epochs=1000, wd_bn_bias=False, joint=False)
     heads = dict(hidden_size=(8192,256), projection_size=(8192,256))
     small_batch = 64,"variances over few images are noisy"
-    when = "As Barlow Twins, and its three terms show what is wrong when it does not learn"
+    when = "Like Barlow Twins, and its three terms show what is wrong when it does not learn"
     term_names = dict(invariance="squared distance of two views' embeddings, mean over dimensions; lower is better",
                       variance='by how much dimensions vary less than 1, of two views; 2 is the same embedding for all images, 0 none',
                       covariance='squared covariances of different dimensions; lower says that they tell different things')
