@@ -164,7 +164,7 @@ def test_few_images_are_told():
     "Unless the encoder has learned before; the FAQ says the same"
     about = lambda n, **kw: suggest('BYOL', n, 16, 96, **kw).about.get('images')
     assert (about(999),about(1000),about(999, pretrained=True)) == (999,None,None) and few_images_why in repr(suggest('BYOL', 999, 16, 96))
-    assert few_images_why.split(', by')[0] in (Path(__file__).parent.parent/'docs'/'faq.md').read_text()
+    assert few_images_why.split(', with')[0] in (Path(__file__).parent.parent/'docs'/'faq.md').read_text()
 
 def test_looks():
     s = suggest('SimCLR', 2000, 64, 96)
