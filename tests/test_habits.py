@@ -628,4 +628,4 @@ def test_a_terminal_that_hangs_up():
 def test_a_folder_that_gained_an_image(tmp_path):
     (tmp_path/'encoder.safetensors').touch()
     note_asked(tmp_path/'training.json', dict(images=12), 'fp32')
-    with pytest.raises(ValueError, match='images 12, and now it is 13.*another --out'): check_asked(tmp_path/'training.json', dict(images=13))
+    with pytest.raises(ValueError, match='images 12, and now it is 13.*another out'): check_asked(tmp_path/'training.json', dict(images=13))
