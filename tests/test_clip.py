@@ -190,7 +190,7 @@ def test_command_line(name, photos, capsys):
     if name != 'clip': return
     run(); assert 'is finished' in capsys.readouterr().out
     ssl_views(root, method=name, out=root.parent/'v.png', size=32)
-    with pytest.raises(ValueError, match='--texts TABLE'): ssl_pretrain(root, method='clip', out=root.parent/'x')
+    with pytest.raises(ValueError, match='give texts, a table'): ssl_pretrain(root, method='clip', out=root.parent/'x')
     with pytest.raises(ValueError, match='no other method does'): ssl_pretrain(root, method='simclr', texts=texts, out=root.parent/'x')
-    with pytest.raises(ValueError, match='text_cols: .* --texts TABLE'): ssl_pretrain(root, method='simclr', text_cols='a,b', out=root.parent/'x')
+    with pytest.raises(ValueError, match='text_cols: .* by texts, a table'): ssl_pretrain(root, method='simclr', text_cols='a,b', out=root.parent/'x')
     with pytest.raises(ValueError, match='texts: it is for folders'): ssl_pretrain('digits', method='clip', texts=texts, out=root.parent/'x')

@@ -89,7 +89,8 @@ def run_one(name, W):
     learn = measured(name, W)
     before = [p.clone() for p in learn.model.parameters()]
     res = run(learn, rate(name))
-    assert max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)) > 1e-4     # far more than the tolerance below
+    res['moved'] = max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)).item()
+    assert res['moved'] > 1e-4                                            # far more than the tolerance below
     return res
 
 def start():
@@ -113,8 +114,9 @@ def assert_one(name, path, W):
     torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
     assert a['figures'] == pytest.approx(one['figures'], rel=1e-5, abs=1e-5) and len(a['figures']) == 6*(name in MEASURED)
     assert all(a[k] == b[k] for k in ('losses','figures','knn')) and a['knn'] == pytest.approx(one['knn'])
+    most = max(1e-5, 3e-4*one['moved'])                                   # sums in another order, which differ by processor
     for k,v in one['state'].items():
-        torch.testing.assert_close(a['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
+        torch.testing.assert_close(a['state'][k], v, rtol=0, atol=most, msg=lambda m: f'{k}: {m}')
         assert torch.equal(a['state'][k], b['state'][k]), k               # queues, teachers and centres too, to the bit
 
 ON_GPUS = [*RUNS,'sim_clr+bn']                                 # the last one with BatchNorm, over both
