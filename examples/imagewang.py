@@ -2,6 +2,8 @@
 then fine-tune several times on those with a label: `python examples/imagewang.py --size 128 --epochs 5`.
 It needs a GPU and, for the images, a network. After Ctrl-C or a kill the same command goes on: from the last checkpoint, or with the
 first run that is missing."""
+import sys
+
 from fastcore.script import call_parse
 
 from self_supervised.cli import no_bars_in_logs
@@ -67,8 +69,10 @@ def main(
     no_bars_in_logs()
     path,out = images(size, path),Path(out or f'runs/imagewang/{method}-{size}')
     cache = cache or out.parent/'decoded'
-    pretrain(path, method, out, arch, size=size, epochs=pretrain_epochs, bs=bs, labels='parent', valid='val',
-             precision=precision, cache=cache, report=False)
+    try:
+        pretrain(path, method, out, arch, size=size, epochs=pretrain_epochs, bs=bs, labels='parent', valid='val',
+                 precision=precision, cache=cache, report=False)
+    except KeyboardInterrupt: sys.exit(130)                            # a checkpoint is written, and said
     dls = labelled(path, size, tune_bs, cache)
     acc = accuracies(out, dls, epochs, lr, runs)
     done = len(pd.read_csv(out/'metrics.csv'))
