@@ -17,7 +17,7 @@ from pretended_gpus import on_gpus, own
 
 def figures(): return [KNN(k=3), *map(EmbeddingMetric, (spread,rankme,lidar,alignment,uniformity))]
 MEASURED = 'sim_clr','dino','clip'                            # one of those with two views, with small ones, and with texts
-N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3}    # sums have large gradients; mocov3's step makes 1e-5 of a change of 1e-8
+N,LR = {2:20, 3:22},{'':.02, 'barlow_twins':2e-5, 'vic_reg':1e-3, 'mocov3':4e-3, 'byol':4e-3}    # sums have large gradients; steps of the last two make 1e-5 of a change of 1e-8
 SHARES,BS = {2:(range(11),range(11,20)), 3:(range(8),range(8,15),range(15,22))},{2:4, 3:3}
 def rate(name): return LR.get(name, LR.get(name.partition('+')[0], LR['']))
 RUNS = [*METHODS, 'sim_clr+acc', 'byol+acc']                  # the last two step after two batches, of all processes
@@ -89,8 +89,7 @@ def run_one(name, W):
     learn = measured(name, W)
     before = [p.clone() for p in learn.model.parameters()]
     res = run(learn, rate(name))
-    res['moved'] = max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)).item()
-    assert res['moved'] > 1e-4                                            # far more than the tolerance below
+    assert max((p-o).abs().max() for p,o in zip(learn.model.parameters(), before)) > 1e-4     # far more than the tolerance below
     return res
 
 def start():
@@ -114,9 +113,8 @@ def assert_one(name, path, W):
     torch.testing.assert_close(torch.tensor(a['losses']), torch.tensor(one['losses']), rtol=1e-5, atol=1e-5)
     assert a['figures'] == pytest.approx(one['figures'], rel=1e-5, abs=1e-5) and len(a['figures']) == 6*(name in MEASURED)
     assert all(a[k] == b[k] for k in ('losses','figures','knn')) and a['knn'] == pytest.approx(one['knn'])
-    most = max(1e-5, 3e-4*one['moved'])                                   # sums in another order, which differ by processor
     for k,v in one['state'].items():
-        torch.testing.assert_close(a['state'][k], v, rtol=0, atol=most, msg=lambda m: f'{k}: {m}')
+        torch.testing.assert_close(a['state'][k], v, rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
         assert torch.equal(a['state'][k], b['state'][k]), k               # queues, teachers and centres too, to the bit
 
 ON_GPUS = [*RUNS,'sim_clr+bn']                                 # the last one with BatchNorm, over both
