@@ -198,6 +198,18 @@ class LearnerMetric(Metric):
     @property
     def value(self): return self.f(self.learn) if self.learn else None
 
+figures.update({k:Figure(k, v) for k,v in dict(
+    train_loss='loss of training batches, smoothed; it is measured on other batches, so compare its slope with valid_loss, not its height',
+    valid_loss='loss of validation batches',
+    below_guess='how far valid_loss is below the loss of guessing; 0 is nothing learned, and it grows with learning',
+    knn='share of validation images whose nearest labelled training images are of their class; higher is better',
+    knn_top5='share of validation images whose class is among the five with the nearest images',
+    probe='accuracy of a linear classifier on the features, for validation images; higher is better',
+    teacher="distance of the momentum encoder's weights from those of the encoder, over their length; 0 is no teacher",
+    false_negs='share of the queue that is nearer to an image than its own second view',
+    grad_norm='length of the gradient, mean over steps').items()})
+
+# %% ../../nbs/72_evaluation.health.ipynb #b82ef274
 class BelowGuessing(AvgLoss):
     "How far the validation loss is below that of embeddings that say nothing about their images"
     name = 'below_guess'
@@ -210,17 +222,6 @@ class BelowGuessing(AvgLoss):
         self.guessed += find_bs(learn.yb)*ifnone(guess, math.nan)
     @property
     def value(self): return self.guessed/self.count - super().value if self.count else None
-
-figures.update({k:Figure(k, v) for k,v in dict(
-    train_loss='loss of training batches, smoothed; it is measured on other batches, so compare its slope with valid_loss, not its height',
-    valid_loss='loss of validation batches',
-    below_guess='how far valid_loss is below the loss of guessing; 0 is nothing learned, and it grows with learning',
-    knn='share of validation images whose nearest labelled training images are of their class; higher is better',
-    knn_top5='share of validation images whose class is among the five with the nearest images',
-    probe='accuracy of a linear classifier on the features, for validation images; higher is better',
-    teacher="distance of the momentum encoder's weights from those of the encoder, over their length; 0 is no teacher",
-    false_negs='share of the queue that is nearer to an image than its own second view',
-    grad_norm='length of the gradient, mean over steps').items()})
 
 # %% ../../nbs/72_evaluation.health.ipynb #2a64abb2
 class GradNorm(FitCallback):
