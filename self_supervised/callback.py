@@ -201,7 +201,7 @@ class Method(FitCallback):
     joint = True # BatchNorm sees all views of a size together, as they are one batch
     term_names = {} # Terms of its loss that are columns, with their meaning
     trivial_terms = {} # Those that tell a collapse, with their values for embeddings that are the same for all images
-    least_is_trivial = False # Has a collapse the least loss that there is?
+    least_is_trivial = False # Does a collapse have the lowest possible loss?
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -387,8 +387,8 @@ def _evaluation(o:Evaluation, cb) -> Markup:
     res,curve = _table(table.rename_axis('figure'), 'Accuracy on validation images'),(o.df.labels != 'all').any()
     if curve: res += _picture(lambda: o.plot(), 'Accuracy over labels per class; bars are over draws of the labels, not over trainings')
     if curve and cb.learns_from_labels():
-        res += _note('This method has trained with all labels of the training images, also where its curve counts fewer per class. What '
-                     'fewer labels give takes a training with fewer.', 'No few-label result.', 'bad')
+        res += _note('This method was trained with all labels of the training images, even where its curve counts fewer per class. '
+                     'Train again with fewer labels to see what fewer labels give.', 'No few-label result.', 'bad')
     return res + how
 
 # %% ../../nbs/77_evaluation.report.ipynb #eb8c36b1
